@@ -90,6 +90,25 @@ def say(
     print(line, file=sys.stderr, flush=True)
 
 # %% ../nbs/howto/22_cli.ipynb #792e4f10
+def _call(argv)->int:
+    "Let Typer do its work; it answers with a number, with None, with an exception or with SystemExit"
+    if not sys.stderr.isatty(): os.environ.setdefault("TQDM_MININTERVAL", "10")      # a log file needs no moving bar
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")      # a narration may hold what this terminal cannot show
+    try:
+        code = app(argv, prog_name="clep", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as e:
+        if isinstance(e.__context__, BrokenPipeError): raise e.__context__ from None
+        code = e.code
+    return code if isinstance(code, int) else 0
+
+def _quiet_stdout()->int:
+    "The reader of our results has seen enough: nobody will miss the rest"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
+
+# %% ../nbs/howto/22_cli.ipynb #a6c832b3
 INTERRUPTED = "interrupted: what is finished is kept, the same command goes on where it stopped"
 
 def main(
@@ -102,17 +121,12 @@ def main(
     argv = [a for i, a in enumerate(argv) if a != "--debug" or i > end]              # welcome anywhere before a "--"
     with _listening() as seen, _plain_warnings(debug):
         try:
-            if not sys.stderr.isatty(): os.environ.setdefault("TQDM_MININTERVAL", "10")      # a log file needs no moving bar
-            code = app(argv, prog_name="clep", standalone_mode=False)
-            sys.stdout.flush()
-            if not seen: return code if isinstance(code, int) else 0
-        except BrokenPipeError:                      # the reader of our results has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            code = _call(argv)
+            if not seen: return code
         except BaseException as e:
             if debug: traceback.print_exc()
+            if isinstance(e, BrokenPipeError): return _quiet_stdout()
             if not (seen or isinstance(e, KeyboardInterrupt)):
-                if isinstance(e, (SystemExit, GeneratorExit)): raise
                 code, line = explain(e)
                 say(f"error: {line}")
                 return code
@@ -148,10 +162,9 @@ def settings_map(
         name, where = key.replace("-", "_"), f"[{section}]" if section else "the top"
         if isinstance(value, dict) and key in verbs: continue
         if name not in known: raise DataError(_unknown(path, key, where, known | set(verbs), command))
-        if name in options: _check_kind(path, f"{section}.{key}" if section else key, value, options[name])
-        if not section: shared[name] = value
-        else: found[name] = value
-    found = {**{k: v for k, v in shared.items() if k in options}, **found}
+        (found if section else shared)[name] = value
+    found = {k: v for k, v in {**shared, **found}.items() if k in options}
+    for name, value in found.items(): _check_kind(path, name if name in shared else f"{section}.{name}", value, options[name])
     for verb, sub in verbs.items(): found[verb] = settings_map(settings.get(verb, {}), sub, path, shared, f"{section}.{verb}".strip("."))
     return found
 

@@ -37,8 +37,9 @@ def require_file(
 # %% ../nbs/howto/20_files.ipynb #b9ba6fee
 def _explain_oserror(e, path):
     "A full disk or a file-size limit said in one line; any other `OSError` unchanged"
-    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return e
-    return OSError(e.errno, f"no room left to write {path}: free some space or choose another folder, then run the same command again")
+    cut = e.errno is None and " requested and " in str(e)          # numpy's way to say that a write came short
+    if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not cut: return e
+    return OSError(e.errno or errno.ENOSPC, f"no room left to write {path}: free some space or choose another folder, then run the same command again")
 
 # %% ../nbs/howto/20_files.ipynb #cb2fff84
 @contextmanager
