@@ -5,6 +5,7 @@
 # %% ../nbs/howto/22_cli.ipynb #c6562ce3
 from __future__ import annotations
 
+import builtins
 import difflib
 import hashlib
 import json
@@ -23,12 +24,13 @@ import typer
 
 from . import __version__
 from .files import DataError, read_json, require_file, write_json
+from .report import clock
 
 # %% auto #0
 __all__ = ['INTERRUPTED', 'SHARED', 'app', 'preparing', 'explain', 'say', 'main', 'read_settings', 'settings_map', 'choices',
            'miniature', 'find_in', 'prepare_features_in', 'read_uids', 'prepare_narrations_in', 'waterfall_text',
            'prepare_features', 'prepare_narrations', 'prepare_all', 'pairs_key', 'work_pairs', 'train', 'evaluate',
-           'run_pairs', 'report_table', 'search', 'clock', 'hits_table', 'demo']
+           'run_pairs', 'report_table', 'search', 'hits_table', 'demo']
 
 # %% ../nbs/howto/22_cli.ipynb #c830ba47
 def explain(
@@ -478,12 +480,6 @@ def search(
     if as_json: print(hits.to_json(orient="records", indent=1, force_ascii=False))
     else: print(hits_table(hits))
 
-def clock(
-    seconds:float, # From the start of a video
-)->str:
-    "Seconds as m:ss"
-    return f"{int(seconds)//60}:{int(seconds)%60:02}"
-
 def hits_table(
     hits, # As `retrieval.search` returns them
 )->str:
@@ -501,8 +497,12 @@ def demo(
     seeds:_option(int, "--seeds", "Compare the models over so many seeds, and show the spread.", min=1)=1,
     videos:_option(int, "--videos", "Size of the simulated world.", min=4)=60,
     epochs:_option(int, "--epochs", "Training epochs.", min=1)=15,
+    device:_Device="auto",
 ):
     "The whole road on a small simulated world: prepare, train, measure, search."
-    from clep_tutorial.demo import run_demo, summary
-    with redirect_stdout(sys.stderr): result = run_demo(out, seed=seed, seeds=seeds, videos=videos, epochs=epochs)
-    print(summary(result))
+    from clep_tutorial.demo import places, run_demo, summary
+    with redirect_stdout(sys.stderr): result = run_demo(out, seed=seed, seeds=seeds, videos=videos, epochs=epochs, device=device)
+    print(summary(result), "", places(result), sep="\n")
+
+# %% ../nbs/howto/22_cli.ipynb #168bfccf
+if __name__ == "__main__" and "get_ipython" not in vars(builtins): sys.exit(main())

@@ -42,7 +42,7 @@ __all__ = ['PICTURES', 'code_fingerprint', 'Settings', 'stage', 'peak_memory_gb'
            'make_narrations', 'make_sentences', 'window_settings', 'make_pairs', 'both_ways', 'measure',
            'oracle_counts', 'make_baselines', 'untrained_model', 'make_run', 'what_happens', 'in_words', 'questions',
            'check_hits', 'share_of_time', 'make_searches', 'learning_curve', 'before_and_after', 'search_timelines',
-           'space_map', 'make_pictures', 'run_demo', 'summary']
+           'space_map', 'make_pictures', 'run_demo', 'summary', 'places']
 
 # %% ../nbs/howto/21_demo.ipynb #cb1700e8
 def code_fingerprint()->str: # 16 hexadecimal digits
@@ -355,8 +355,14 @@ def _over_seeds(d, do, seeds)->dict:
 def summary(
     result:dict, # As `run_demo` returns it
 )->str:
-    "The end of a demo, for a terminal: the table, the searches, and where everything lies"
+    "The end of a demo, for a terminal: the table and the searches"
     lines = [f"simulated data, {result['counts']['val']:,} held-out pairs", *table_lines(result["table"]["text_to_video"])]
     for s in result["searches"]: lines += ["", *search_lines(s)]
-    index = Path(result["out"]).resolve()/"index.html"
-    return "\n".join([*lines, "", f"data {result['data']}, prepared files {result['work']}, run {result['run']}, numbers {result['out']}/metrics.json", f"open {index.as_uri()}"])
+    return "\n".join(lines)
+
+def places(
+    result:dict, # As `run_demo` returns it
+)->str:
+    "Where everything lies"
+    lines = [f"data      {result['data']}", f"prepared  {result['work']}", f"model     {result['run']}", f"numbers   {result['out']}/metrics.json"]
+    return "\n".join([*lines, f"open {(Path(result['out'])/'index.html').resolve().as_uri()}"])
