@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['DataError', 'require_dir', 'require_file', 'atomic_path', 'read_json', 'write_json']
+__all__ = ['DataError', 'require_dir', 'require_file', 'atomic_path', 'read_json', 'write_json', 'new_h5']
 
 # %% ../nbs/howto/20_files.ipynb #e96c5146
 class DataError(ValueError):
@@ -63,9 +64,10 @@ def read_json(
 )->object:
     "What `path` holds; a `DataError` that names the file and the place if it is missing or no JSON"
     path = require_file(path, "check the path, or download it again")
-    try: return json.loads(path.read_text(encoding="utf-8"))
+    try: return json.loads(path.read_text(encoding="utf-8-sig"))           # -sig: some editors put a mark in front
     except UnicodeDecodeError as e: raise DataError(f"{path} is not UTF-8 text (byte {e.start}): it may be compressed or damaged; download it again") from e
     except json.JSONDecodeError as e: raise DataError(f"{path} is not valid JSON (line {e.lineno}, column {e.colno}: {e.msg}): download it again") from e
+    except (ValueError, RecursionError) as e: raise DataError(f"{path} holds a number too long, or lists too deep, to be read: download it again") from e
 
 def write_json(
     path:str|Path, # The final name
@@ -73,3 +75,33 @@ def write_json(
 ):
     "Write `obj` to `path`, whole or not at all"
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+# %% ../nbs/howto/20_files.ipynb #964b6492
+class _PatientFile(io.FileIO):
+    "A file whose writes never fail: the first error is kept in `error`, and nothing is written after it"
+    error = None
+
+    def write(self, data)->int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        try:
+            while len(view) and not self.error: view = view[super().write(view):]
+        except OSError as e: self.error = e
+        return size
+
+    def truncate(self, size=None)->int:
+        try: return size if self.error else super().truncate(size)
+        except OSError as e: self.error = e
+        return size
+
+@contextmanager
+def new_h5(
+    path:str|Path, # The final name
+): # Gives an open, empty `h5py.File`
+    "An HDF5 file to fill: whole under its name, or not there; a full disk is an `OSError` of one line"
+    import h5py
+    with atomic_path(path) as tmp, _PatientFile(tmp, "w+") as file:
+        try:
+            with h5py.File(file, "w") as f: yield f
+        except Exception as e: raise file.error or e
+        if file.error: raise file.error
