@@ -30,8 +30,9 @@ from urllib.parse import unquote
 __all__ = ['Cell', 'parse_cell', 'read_cells', 'notebooks', 'write_notebook', 'free_names', 'exported_names', 'imported_names',
            'indent_code', 'pytest_text', 'BuildError', 'default_exp', 'settings', 'export_tests', 'plain_markdown',
            'move_links', 'readme_text', 'render_readme', 'reference_text', 'cell_problems', 'fence_problems', 'links',
-           'page_name', 'sidebar_pages', 'page_problems', 'check_site', 'TestTitles', 'project_root', 'generated',
-           'changes', 'stale_modules', 'untracked', 'export', 'readme', 'clean', 'sync', 'check', 'main']
+           'page_name', 'sidebar_pages', 'page_problems', 'source_problems', 'check_site', 'project_root', 'generated',
+           'changes', 'stale_modules', 'untracked', 'TestTitles', 'colab_link', 'PageLinks', 'export', 'readme',
+           'clean', 'sync', 'check', 'main']
 
 # %% ../nbs/howto/23_building.ipynb #1a1e229b
 @dataclass
@@ -364,12 +365,19 @@ _QUARTO = {"eval": _BOOL, "include": _BOOL, "warning": _BOOL, "error": _BOOL, "c
            **dict.fromkeys(("code-summary", "label", "fig-cap", "fig-subcap", "fig-alt", "fig-width", "fig-height", "tbl-cap", "layout", "layout-ncol", "layout-nrow", "column", "classes"))}
 _CALLOUTS = {"note", "tip", "warning", "important", "caution"}
 
+def _mixed(tree):
+    "Do these statements both import and do something else? nbdev runs every cell with an import when it makes a page"
+    kinds = [(isinstance(n, (ast.Import, ast.ImportFrom)), isinstance(n, (ast.Expr, ast.Assign))) for o in tree for n in ast.walk(o)]
+    return any(i for i, _ in kinds) and any(j for _, j in kinds)
+
 # %% ../nbs/howto/23_building.ipynb #f2703447
 def cell_problems(
     cell:Cell, # A cell of a notebook as it is written
 )->list: # Of phrases
     "Directives nobody knows, and options that Quarto 1.7 would not understand"
     problems = [f"unknown directive `#| {d}`" for d in cell.directives if d not in _NBDEV]
+    if not cell.directives.keys() & _EXPORT and cell.options.get("eval") != "false" and _mixed(_tree(cell)):
+        problems.append("imports beside other code: nbdev would run all of it to make the page; give the imports a cell of their own")
     for key, value in cell.options.items():
         if key not in _QUARTO: problems.append(f"unknown option `#| {key}:`")
         elif _QUARTO[key] and value.strip("'\"") not in _QUARTO[key]: problems.append(f"`#| {key}: {value}` is none of {', '.join(sorted(_QUARTO[key]))}")
@@ -449,6 +457,13 @@ def page_problems(
     return problems + fence_problems(texts) + [f"a link to {t}, which is not there" for text in texts for t in _dead_links(links(text), page, proc, site, pages)]
 
 # %% ../nbs/howto/23_building.ipynb #f6a97980
+def source_problems(
+    root:str|Path=".", # The project's folder
+)->list: # One line each
+    "What is wrong with the cells of the notebooks as they are written"
+    found = [(nb, i, x) for nb in notebooks(root) for i, c in enumerate(read_cells(nb)) for x in cell_problems(c)]
+    return [f"{nb.relative_to(root).as_posix()}: cell {i}: {x}" for nb, i, x in found]
+
 def check_site(
     root:str|Path=".", # The project's folder, with its pages processed into `_proc`
 )->list: # Of problems, one line each; empty if the site may be rendered
@@ -465,9 +480,9 @@ def check_site(
     all_pages = [p.as_posix() for p in [*paths, *others]]
     problems += [f"nbs/sidebar.yml lists {p}, which is not there" for p in listed if p not in all_pages]
     problems += [f"nbs/sidebar.yml does not list {p}" if not listed[p] else f"nbs/sidebar.yml lists {p} {listed[p]} times" for p in all_pages if listed[p] != 1]
+    problems += source_problems(root)
     for p in paths:
-        found = [q for i, c in enumerate(read_cells(nbs/p)) for q in (f"cell {i}: {x}" for x in cell_problems(c))]
-        found += page_problems(proc/p, proc, site, pages) if (proc/p).is_file() else ["has not been processed: run nbdev_proc_nbs"]
+        found = page_problems(proc/p, proc, site, pages) if (proc/p).is_file() else ["has not been processed: run nbdev_proc_nbs"]
         problems += [f"nbs/{p.as_posix()}: {x}" for x in found]
     for p in others:
         problems += [f"nbs/{p.as_posix()}: a link to {t}, which is not there" for t in _dead_links(links((nbs/p).read_text(encoding="utf-8")), proc/p, proc, site, pages)]
@@ -487,14 +502,6 @@ def _toy_site(d, text="md hello", home="# Home\n\n> sub"):
         page["cells"].insert(0, dict(cell_type="raw", metadata={}, source=f"---\ntitle: {title}\ndescription: {sub}\n---"))
         (d/"_proc"/name).write_text(json.dumps(page))
     return d
-
-# %% ../nbs/howto/23_building.ipynb #d193180a
-class TestTitles:
-    "For nbdev: show a `#| test NAME` cell on the site under its name, foldable"
-    __test__ = False                                 # to pytest: a helper with an unlucky name
-    def __init__(self, nb=None): pass
-    def _test_(self, cell, *name):
-        cell.source = f'#| code-fold: show\n#| code-summary: "Test: {" ".join(name).replace("_", " ")}"\n{cell.source}'
 
 # %% ../nbs/howto/23_building.ipynb #8dc18855
 def project_root(
@@ -546,6 +553,35 @@ def untracked(
     run = subprocess.run(["git", "-C", str(root), "ls-files", "--others", "-z", "--", *paths], capture_output=True, text=True)
     return [p for p in run.stdout.split("\0") if p] if run.returncode == 0 and paths else []
 
+# %% ../nbs/howto/23_building.ipynb #d193180a
+class TestTitles:
+    "For nbdev: show a `#| test NAME` cell on the site under its name, foldable"
+    __test__ = False                                 # to pytest: a helper with an unlucky name
+    def __init__(self, nb=None): pass
+    def _test_(self, cell, *name):
+        cell.source = f'#| code-fold: show\n#| code-summary: "Test: {" ".join(name).replace("_", " ")}"\n{cell.source}'
+
+# %% ../nbs/howto/23_building.ipynb #23a2d183
+def colab_link(
+    git_url:str, # Where the project lies, on GitHub
+    branch:str, # Which branch
+    path:str, # The notebook, seen from the project's folder
+)->str:
+    "The address that opens a notebook in Colab"
+    return f"https://colab.research.google.com/github/{git_url.removeprefix('https://github.com/')}/blob/{branch}/{path}"
+
+class PageLinks:
+    "For nbdev: link each page to its notebook in Colab, beside the page's table of contents"
+    def __init__(self, nb=None): self.nb = nb
+    def end(self):
+        import yaml
+        root = project_root(Path(self.nb.path_).parent)
+        cfg, head = settings(root), self.nb.cells[0]
+        if head.cell_type != "raw": return
+        href = colab_link(cfg["git_url"], cfg["branch"], Path(self.nb.path_).resolve().relative_to(root).as_posix())
+        matter = _front_matter(head.source) | {"code-links": [{"text": "Open in Colab", "icon": "play-circle", "href": href}]}
+        head.source = f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n"
+
 # %% ../nbs/howto/23_building.ipynb #5397ea12
 def export(
     root:Path, # The project's folder, which is also the working folder
@@ -591,8 +627,10 @@ def check(
     "Process the pages as nbdev does for Quarto, then check them"
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
+    if found := source_problems(root): raise BuildError("\n".join(found))
     refresh_quarto_yml()
-    proc_nbs(force=True, n_workers=2)
+    try: proc_nbs(force=True, n_workers=2)
+    except Exception as e: raise BuildError(f"a page could not be made. {e}\n{e.__cause__ or ''}") from e
     if found := check_site(root): raise BuildError("\n".join(found))
 
 # %% ../nbs/howto/23_building.ipynb #e869391f
