@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .files import DataError, _explain_oserror, read_json, require_dir, require_file, write_json
+from .files import DataError, _explain_oserror, new_h5, read_json, require_dir, require_file, write_json
 from .windows import RATE
 
 # %% auto #0
@@ -104,10 +104,8 @@ def _can_map(path)->bool:
 
 def _look(path)->torch.Tensor: # [N, D]
     "The table in `path`, mapped if possible, so that only its header is read. `DataError` holds the reason and no path"
-    try:
-        with warnings.catch_warnings():
-            if not (mapped := _can_map(path)): warnings.simplefilter("ignore")       # torch wonders about pickles that it refuses anyway
-            x = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if os.path.exists(path) and not os.path.isfile(path): raise DataError("is no ordinary file")         # a pipe would make us wait for ever
+    try: x = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
     except Exception as e: raise DataError(_why(e)) from e
     if not isinstance(x, torch.Tensor): raise DataError(f"holds a {type(x).__name__}, not a tensor")
     if x.dtype not in _FLOATS or x.layout != torch.strided or x.device.type != "cpu":
@@ -141,7 +139,9 @@ def load_feature_file(
     "The features of one video, all finite; runs nothing that is in the file. `DataError` names the file and the reason"
     path = require_file(path, "check the uid, or fetch it with the ego4d command")
     try:
-        x = _look(path).clone(memory_format=torch.contiguous_format)                 # a copy: what is mapped would change with the file
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")          # torch wonders aloud about pickles that it refuses anyway
+            x = _look(path).clone(memory_format=torch.contiguous_format)             # a copy: what is mapped would change with the file
         for _ in _pieces(x, torch.promote_types(x.dtype, torch.float32)): pass
     except DataError as e: raise DataError(f"{path} {e}; fetch the file again") from e
     return x
@@ -181,101 +181,72 @@ def feature_uids(
     return sorted(_check_uid(n[:-3]) for n in names)
 
 # %% ../nbs/lessons/01_features.ipynb #106b8d4a
+def _in_threads(
+    work, # Function of one item
+    items, # What to work on
+    workers:int, # Threads
+): # Yields (item, work(item)) as they get done
+    "Several items at a time. After an error or Ctrl-C those in hand are finished and the rest is forgotten"
+    pool = ThreadPoolExecutor(workers)
+    try:
+        jobs = {pool.submit(work, item): item for item in items}
+        for job in as_completed(jobs): yield jobs[job], job.result()
+    finally: pool.shutdown(cancel_futures=True)
+
 def _stamp(path)->list|None: # None if there is no file
     "What changes when a file does: size and time of its last change"
     try: s = os.stat(path)
     except OSError: return None
     return [s.st_size, s.st_mtime_ns]
 
+# %% ../nbs/lessons/01_features.ipynb #1b855b92
 def _survey(
     folder:Path, # Feature folder
-    uids:list, # Videos wanted
-    known:dict, # uid -> [stamp, reason] of files whose numbers proved bad before
-    progress:bool, # Show a bar?
-)->tuple: # (uid -> rows, width D or None, uid -> [stamp, reason])
+    uids:list, # Videos wanted, sorted
+    claims:dict, # From the journal: uid -> [stamp, reason] if a file's numbers proved bad before
+    workers:int, progress:bool, # Threads; show a bar?
+)->tuple: # (uid -> rows, width D, uid -> [stamp, reason])
     "Read all headers: what is there, and what cannot be used"
-    shapes, bad = {}, {}
-    for uid in tqdm(uids, desc="look at headers", unit=" files", leave=False, disable=not progress):
-        path = folder/f"{uid}.pt"
-        stamp = _stamp(path)
-        if stamp and known.get(uid, [None])[0] == stamp: bad[uid] = known[uid]; continue
-        try: shapes[uid] = tuple(_look(path).shape)
-        except DataError as e: bad[uid] = [stamp, str(e)]
+    def look(uid):
+        stamp = _stamp(folder/f"{uid}.pt")
+        known, reason = claims.get(uid, (None, None))
+        if stamp and stamp == known and isinstance(reason, str): return stamp, reason
+        try: return stamp, _look(folder/f"{uid}.pt").shape
+        except DataError as e: return stamp, str(e)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")              # as above
+        found = dict(tqdm(_in_threads(look, uids, workers), total=len(uids), desc="look at headers", unit=" files", leave=False, disable=not progress))
+    bad = {u: list(found[u]) for u in uids if isinstance(found[u][1], str)}
+    shapes = {u: found[u][1] for u in uids if u not in bad}
+    return {u: n for u, (n, _) in shapes.items()}, _one_width(folder, shapes), bad
+
+def _one_width(folder, shapes)->int: # 0 if there is no shape
+    "The number of columns that all files have; `DataError` with an example of each if there are two"
     widths = Counter(d for _, d in shapes.values()).most_common()
     if len(widths) > 1:
-        (a, b), n = [next(u for u in sorted(shapes) if shapes[u][1] == d) for d, _ in (widths[0], widths[-1])], widths[-1][1]
-        raise DataError(f"{folder} mixes two kinds of features: {a}.pt has {widths[0][0]} numbers per row, {b}.pt has {widths[-1][0]} ({n} of {len(shapes)} files): keep one kind per folder")
-    return {u: n for u, (n, _) in shapes.items()}, widths[0][0] if widths else None, bad
+        (a, n), (b, k) = widths[0], widths[-1]
+        first = lambda d: next(u for u in shapes if shapes[u][1] == d)
+        raise DataError(f"{folder} mixes two kinds of features: {first(a)}.pt has {a} numbers per row, {first(b)}.pt has {b} ({k} of {len(shapes)} files): keep one kind per folder")
+    return widths[0][0] if widths else 0
 
 # %% ../nbs/lessons/01_features.ipynb #71137489
-class _SparseFile(io.RawIOBase):
-    "A file of any length, in memory: keeps the pages that were written to and reads zeros elsewhere"
-    page = 4096
-    def __init__(self): self.pages, self.size, self.at = {}, 0, 0
-    def readable(self): return True
-    writable = seekable = readable
-    def tell(self): return self.at
-    def seek(self, offset, whence=0): self.at = offset + (0, self.at, self.size)[whence]; return self.at
-    def truncate(self, size=None): self.size = self.at if size is None else size; return self.size
-
-    def _steps(self, n): # Yields (page number, range in the page, range in the buffer)
-        done = 0
-        while done < n:
-            number, i = divmod(self.at, self.page)
-            k = min(n - done, self.page - i)
-            yield number, slice(i, i + k), slice(done, done + k)
-            done, self.at = done + k, self.at + k
-
-    def write(self, data):
-        view = memoryview(data).cast("B")
-        for number, here, there in self._steps(len(view)): self.pages.setdefault(number, bytearray(self.page))[here] = view[there]
-        self.size = max(self.size, self.at)
-        return len(view)
-
-    def readinto(self, out):
-        view = memoryview(out).cast("B")
-        for number, here, there in self._steps(len(view)): view[there] = self.pages.get(number, bytes(self.page))[here]
-        return len(view)
-
-# %% ../nbs/lessons/01_features.ipynb #9a11aa60
-def _skeleton(
-    places:dict, # uid -> rows, in the order in which they lie in the file
-    unused, # uids among them whose place stays empty
+def _lay_out(
+    path, # The HDF5 file to make
+    rows:dict, # uid -> rows
     dim:int, # Numbers per row
     dtype:str, # "float16" or "float32"
     attrs:dict, # Attributes of the file
-)->tuple: # (_SparseFile, uid -> offset of its first byte)
-    "The whole HDF5 file except for its numbers; the same arguments give the same bytes"
+):
+    "The whole HDF5 file except for its numbers: the same arguments give the same bytes"
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    file = _SparseFile()
-    with h5py.File(file, "w") as f:
+    with new_h5(path) as f:
         f.attrs.update(attrs)
-        offsets = {uid: f.create_dataset(uid, (n, dim), np.dtype(dtype).newbyteorder("<"), dcpl=early).id.get_offset() for uid, n in places.items()}
-        for uid in unused: del f[uid]
-    return file, {uid: at for uid, at in offsets.items() if uid not in unused}
+        for uid, n in rows.items(): f.create_dataset(uid, (n, dim), np.dtype(dtype).newbyteorder("<"), dcpl=early)
 
 # %% ../nbs/lessons/01_features.ipynb #6c5a4fe9
-def _lay_out(
-    path:Path, # The unfinished file, created if needed
-    skeleton:_SparseFile, # Its metadata
-    blocks, # (offset, bytes) of each block of numbers: not touched
-):
-    "Write the metadata around the blocks, and give the file its final length"
-    path.touch()
-    with open(path, "rb+") as f:
-        f.truncate(skeleton.size)
-        a = 0
-        for start, size in [*sorted(blocks), (skeleton.size, 0)]:
-            for number in range(a//skeleton.page, -(-start//skeleton.page)):         # the pages between two blocks
-                if (page := skeleton.pages.get(number)) is None: continue
-                first, end = max(a, number*skeleton.page), min(start, (number + 1)*skeleton.page)
-                f.seek(first)
-                f.write(page[first - number*skeleton.page:end - number*skeleton.page])
-            a = start + size
-
-# %% ../nbs/lessons/01_features.ipynb #bfe556fa
 def _crc(path, offset, size, piece:int=1 << 20)->int:
     "CRC-32 of `size` bytes of a file"
     crc = 0
@@ -285,89 +256,96 @@ def _crc(path, offset, size, piece:int=1 << 20)->int:
     return crc
 
 def _convert(
-    source:Path, stamp:list|None, # `<uid>.pt` and its `_stamp`
+    source:Path, # `<uid>.pt`
     target:Path, # The unfinished HDF5 file
     offset:int, shape:tuple, # Place and shape of its block
     dtype:str, # "float16" or "float32"
-    claim:list|None, # What the journal says: [stamp, crc]
-)->list: # [stamp, crc]
-    "Bring one video to its place, unless it is there already"
-    kind = getattr(torch, dtype)
-    if claim and claim[0] == stamp and _crc(target, offset, shape[0]*shape[1]*kind.itemsize) == claim[1]: return claim
+)->int: # CRC-32 of the bytes written
+    "Bring one video to its place"
     x, crc = _look(source), 0
     if tuple(x.shape) != shape: raise DataError("has changed while we worked: run the same command again")
     with open(target, "rb+") as f:
         f.seek(offset)
-        for piece in _pieces(x, kind):
+        for piece in _pieces(x, getattr(torch, dtype)):
             f.write(piece)
             crc = zlib.crc32(piece, crc)
-    return [stamp, crc]
+    return crc
 
-def _read_journal(path)->dict: # uid -> [stamp, crc]
-    "The claims in a journal; what cannot be read (a line cut by a kill) counts as not said"
-    claims = {}
+def _read_journal(
+    path:Path, # The journal
+    whose:dict, # What the work is: its first line
+)->dict: # uid -> [stamp of the source, checksum of the numbers, or the reason (a string) why they cannot be used]
+    "The claims of earlier runs of the same work. A line that was cut by a kill counts as not said; a journal of other work is begun anew"
+    lines = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError): uid, *claims[uid] = json.loads(line)
-    return claims
+        with contextlib.suppress(ValueError): lines.append(json.loads(line))
+    if lines[:1] == [whose]: return {l[0]: l[1:] for l in lines[1:] if isinstance(l, list) and len(l) == 3 and isinstance(l[0], str)}
+    path.write_text(json.dumps(whose) + "\n")
+    return {}
 
-# %% ../nbs/lessons/01_features.ipynb #25b4b2aa
+# %% ../nbs/lessons/01_features.ipynb #b78655e9
 def _fill(
     folder:Path, target:Path, # From where to where
     blocks:dict, # uid -> (offset, rows)
     dim:int, dtype:str, # Numbers per row, and their kind
-    journal:Path, # Claims of earlier runs; ours are added
+    journal:Path, claims:dict, # What earlier runs claimed; ours is added
     workers:int, progress:bool, # Threads; show a bar?
-)->tuple: # (uid -> [stamp, crc], uid -> [stamp, reason] of the bad)
-    "Convert all videos, several at a time; bad ones do not stop the others"
-    claims, done, bad = _read_journal(journal), {}, {}
-    log = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(log, b"\n")                             # ends a line that a kill has cut
+)->dict: # uid -> [stamp, checksum or reason], as in `claims`
+    "Convert all videos, several at a time; a bad one does not stop the others"
+    width, made = dim*np.dtype(dtype).itemsize, {}
 
-    def one(uid, offset, rows):
-        source = folder/f"{uid}.pt"
-        stamp = _stamp(source)
-        try: claim = _convert(source, stamp, target, offset, (rows, dim), dtype, claims.get(uid))
-        except DataError as e: bad[uid] = [stamp if isinstance(e, _NotFinite) else None, str(e)]; return
-        done[uid] = claim
-        if claim != claims.get(uid): os.write(log, json.dumps([uid, *claim]).encode() + b"\n")
+    def one(uid):
+        source, (offset, n) = folder/f"{uid}.pt", blocks[uid]
+        stamp, claim = _stamp(source), claims.get(uid, [None, None])
+        if stamp == claim[0] and _crc(target, offset, n*width) == claim[1]: return claim
+        try: return [stamp, _convert(source, target, offset, (n, dim), dtype)]
+        except DataError as e: return [stamp if isinstance(e, _NotFinite) else None, str(e)]
 
-    pool, size = ThreadPoolExecutor(workers), dim*np.dtype(dtype).itemsize
-    try:
-        jobs = {pool.submit(one, uid, *place): uid for uid, place in blocks.items()}
-        with tqdm(total=sum(n for _, n in blocks.values())*size, desc="convert features", unit="B", unit_scale=True, disable=not progress) as bar:
-            for job in as_completed(jobs):
-                job.result()                         # raises what went wrong with the disk
-                bar.update(blocks[jobs[job]][1]*size)
-    finally:
-        pool.shutdown(cancel_futures=True)           # Ctrl-C: finish the pieces in hand, forget the rest
-        os.close(log)
-    return done, bad
+    with open(journal, "ab") as log, tqdm(total=sum(n for _, n in blocks.values())*width, desc="convert features", unit="B", unit_scale=True, disable=not progress) as bar:
+        log.write(b"\n")                             # ends a line that a kill has cut
+        for uid, made[uid] in _in_threads(one, blocks, workers):
+            if made[uid] != claims.get(uid): log.write(json.dumps([uid, *made[uid]]).encode() + b"\n"); log.flush()
+            bar.update(blocks[uid][1]*width)
+    return made
 
-# %% ../nbs/lessons/01_features.ipynb #73492c9a
+# %% ../nbs/lessons/01_features.ipynb #bfe556fa
 def _beside(out, end)->Path: return out.with_name(out.name + end)
 
 def _index_path(out)->Path:
     "Where the index of a feature file lies: features.h5 → features.index.json"
     return Path(out).with_suffix(".index.json")
 
-def _arrange(
-    places:dict, # uid -> rows of the plan that was begun; {} if none
-    rows:dict, # uid -> rows that are wanted now
-)->dict: # uid -> rows, in the order in which they will lie in the file
-    "Keep the places of a begun plan and add the new videos behind; start anew if one changed its length or most of the file would be holes"
-    changed = any(rows.get(u, n) != n for u, n in places.items())
-    if changed or sum(n for u, n in places.items() if u not in rows) > sum(rows.values()): places = {}
-    return {**places, **{u: rows[u] for u in sorted(rows) if u not in places}}
+def _begin(
+    out:Path, source:str, # The file to make, the name of the folder it is made from
+    rows:dict, dim:int, dtype:str, # As for `_lay_out`
+)->tuple: # (layout id, uid -> (offset, rows))
+    "The unfinished file with its table of contents: the one that is there if it has just this layout, else a new one"
+    partial, layout = _beside(out, ".partial"), hashlib.sha256(json.dumps([2, source, dim, dtype, list(rows.items())]).encode()).hexdigest()[:16]
+    if not _has_layout(partial, layout):
+        partial.unlink(missing_ok=True)
+        _check_room(out, sum(rows.values())*dim*np.dtype(dtype).itemsize)
+        _lay_out(partial, rows, dim, dtype, dict(rate=RATE, dim=dim, source=source, layout=layout))
+    with h5py.File(partial) as f: return layout, {uid: (f[uid].id.get_offset(), n) for uid, n in rows.items()}
 
-def _mb(n)->str: return f"{n/1e9:,.1f} GB" if n >= 1e9 else f"{n/1e6:,.1f} MB"
+def _has_layout(path, layout)->bool:
+    try:
+        with h5py.File(path) as f: return f.attrs["layout"] == layout
+    except (OSError, KeyError): return False
 
-def _check_room(out, size, partial):
-    "`DataError` if what is still to be written does not fit on the disk"
-    here = getattr(os.stat(partial), "st_blocks", 0)*512 if partial.exists() else 0
-    free = shutil.disk_usage(out.parent).free
-    if size - here > free: raise DataError(f'no room for {out}: it needs {_mb(size - here)} more and {_mb(free)} are free; free some space, choose another folder, or dtype="float16"')
+def _check_room(out, size):
+    "`DataError` if `size` bytes do not fit on the disk"
+    free, mb = shutil.disk_usage(out.parent).free, lambda n: f"{n/1e9:,.1f} GB" if n >= 1e9 else f"{n/1e6:,.1f} MB"
+    if size > free: raise DataError(f'no room for {out}: it needs {mb(size)} and {mb(free)} are free; free some space, choose another folder, or dtype="float16"')
 
-# %% ../nbs/lessons/01_features.ipynb #a3d7b45d
+def _finish(out, index):
+    "From unfinished to finished: numbers on the disk, index, final name"
+    with open(_beside(out, ".partial"), "rb+") as f: os.fsync(f.fileno())
+    out.unlink(missing_ok=True)                      # an older file, if any: the new index must never lie beside it
+    write_json(_index_path(out), index)
+    os.replace(_beside(out, ".partial"), out)
+    _beside(out, ".journal").unlink()
+
+# %% ../nbs/lessons/01_features.ipynb #25b4b2aa
 @contextlib.contextmanager
 def _alone(out):
     "One process at a time may write `out`; the lock goes with the process, however that ends"
@@ -384,13 +362,6 @@ def _alone(out):
             finally: lock.unlink(missing_ok=True)
             return
 
-def _finish(out, index):
-    "From unfinished to finished: numbers on the disk, index, final name, then tidy up"
-    with open(_beside(out, ".partial"), "rb+") as f: os.fsync(f.fileno())
-    write_json(_index_path(out), index)
-    os.replace(_beside(out, ".partial"), out)
-    for end in ".plan.json", ".journal": _beside(out, end).unlink(missing_ok=True)
-
 def _is_done(out, folder, uids, dtype, skip_bad)->bool:
     "Is `out` the finished conversion of just these files, unchanged since?"
     try:
@@ -400,16 +371,16 @@ def _is_done(out, folder, uids, dtype, skip_bad)->bool:
         return same and index["dtype"] == dtype and made == {u: _stamp(folder/f"{u}.pt") for u in uids}
     except (DataError, OSError, LookupError, TypeError, ValueError, AttributeError): return False
 
-# %% ../nbs/lessons/01_features.ipynb #8755fae7
+# %% ../nbs/lessons/01_features.ipynb #6343a8ed
 def _some(names, n=3)->str:
     "The first few, and how many more"
     return "; ".join(names[:n]) + (f"; and {len(names) - n} more" if len(names) > n else "")
 
-def _complain(folder, bad, good):
+def _complain(folder, bad, total):
     "One `DataError` about all files that cannot be used"
     files = [f"{folder/u}.pt {reason}" for u, (_, reason) in sorted(bad.items())]
-    kept = f"the {good} good ones are kept, and the same command does only the rest" if good else "then run the same command again"
-    raise DataError(f"{len(bad)} of {len(bad) + good} feature files cannot be used: {_some(files)}. Fetch them again (ego4d --datasets {folder.resolve().name} --video_uids …): {kept}; or leave them out with skip_bad=True")
+    raise DataError(f"{len(bad)} of {total} feature files cannot be used: {_some(files)}. Fetch them again (ego4d --datasets {folder.resolve().name} --video_uids …), "
+                    "then run the same command again; or leave them out with skip_bad=True (--skip-bad)")
 
 def _asked(uids)->list:
     "The uids asked for, each checked, once, sorted"
@@ -418,40 +389,32 @@ def _asked(uids)->list:
     if not uids: raise DataError("no uid asked for: give at least one, or `feature_uids(feature_dir)`")
     return uids
 
-def _attempt(folder, out, uids, dtype, plan, workers, progress)->tuple: # (index, bad, worse)
-    "Survey, lay out, fill. `index` is what to `_finish` with; `bad` are all files that cannot be used, `worse` those of them that have got a place"
-    partial, journal = _beside(out, ".partial"), _beside(out, ".journal")
-    rows, dim, bad = _survey(folder, uids, plan.get("bad", {}), progress)
-    if not rows: return None, bad, {}
-    begun = plan.get("places", {}) if plan.get("dim") == dim else {}
-    places = _arrange(begun, rows)
-    unused = {u for u in places if u not in rows}
-    if not begun or list(places.items())[:len(begun)] != list(begun.items()):
-        for path in partial, journal: path.unlink(missing_ok=True)                   # begin anew
-    source, width = folder.resolve().name, dim*np.dtype(dtype).itemsize
-    layout = hashlib.sha256(json.dumps([1, dim, dtype, list(places.items()), sorted(unused)]).encode()).hexdigest()[:16]
-    skeleton, offsets = _skeleton(places, unused, dim, dtype, dict(rate=RATE, dim=dim, source=source, layout=layout))
-    _check_room(out, skeleton.size, partial)
-    plan.update(dim=dim, places=places)
-    write_json(_beside(out, ".plan.json"), plan)
-    _lay_out(partial, skeleton, [(at, rows[u]*width) for u, at in offsets.items()])
-    done, worse = _fill(folder, partial, {u: (at, rows[u]) for u, at in offsets.items()}, dim, dtype, journal, workers, progress)
-    if worse:
-        plan["bad"] = {**plan.get("bad", {}), **worse}
-        write_json(_beside(out, ".plan.json"), plan)
-    table = lambda of: {u: of(u) for u in sorted(done)}
-    index = dict(layout=layout, rate=RATE, dim=dim, dtype=dtype, source=source, skipped=bad, rows=table(rows.get), offset=table(offsets.get),
-                 crc32=table(lambda u: done[u][1]), made_from=table(lambda u: done[u][0]))
-    return index, {**bad, **worse}, worse
+# %% ../nbs/lessons/01_features.ipynb #ccfb7d13
+def _make(folder, out, uids, dtype, skip_bad, workers, progress):
+    "Begin or take up the unfinished file, and finish it if nothing is in the way"
+    for path in _beside(out, ".partial"), _index_path(out):
+        for old in out.parent.glob(f".{glob.escape(path.name)}.*.tmp"): old.unlink(missing_ok=True)      # what a killed run was just writing
+    journal = _beside(out, ".journal")
+    claims = _read_journal(journal, dict(source=str(folder.resolve()), dtype=dtype))
+    rows, dim, bad = _survey(folder, uids, claims, workers, progress)
+    if bad and not (skip_bad and rows): _complain(folder, bad, len(uids))
+    layout, blocks = _begin(out, folder.resolve().name, rows, dim, dtype)
+    made = _fill(folder, _beside(out, ".partial"), blocks, dim, dtype, journal, claims, workers, progress)
+    worse = {u: claim for u, claim in made.items() if isinstance(claim[1], str)}
+    if worse and not skip_bad: _complain(folder, worse, len(uids))
+    if worse: return _make(folder, out, uids, dtype, skip_bad, workers, progress)    # once more without these: the journal knows them now
+    table = lambda of: {u: of(u) for u in rows}
+    _finish(out, dict(layout=layout, rate=RATE, dim=dim, dtype=dtype, source=folder.resolve().name, skipped=bad, rows=rows, offset=table(lambda u: blocks[u][0]),
+                      crc32=table(lambda u: made[u][1]), made_from=table(lambda u: made[u][0])))
+    if bad: warnings.warn(f"{len(bad)} of {len(uids)} feature files left out: {_some([f'{u}.pt {reason}' for u, (_, reason) in sorted(bad.items())])}", stacklevel=3)
 
-# %% ../nbs/lessons/01_features.ipynb #06cac269
 def save_features_to_hdf5(
     uids, # Videos to convert, such as `feature_uids(feature_dir)`
     feature_dir:str|Path, # Folder of `<uid>.pt`
     out_path:str|Path, # The HDF5 file to make
     *,
     dtype:str="float32", # Or "float16": half the bytes
-    skip_bad:bool=False, # Leave files out that cannot be used? Otherwise they are an error, once the others are done
+    skip_bad:bool=False, # Leave files out that cannot be used? Otherwise they are an error
     progress:bool=True, # Show a bar?
     workers:int=4, # Threads
 )->Path: # `out_path`: one dataset [rows, D] per uid; attributes rate, dim, source; an index beside it
@@ -464,25 +427,9 @@ def save_features_to_hdf5(
         out.parent.mkdir(parents=True, exist_ok=True)
         with _alone(out):
             if not _is_done(out, folder, uids, dtype, skip_bad): _make(folder, out, uids, dtype, skip_bad, workers, progress)
+            elif not _beside(out, ".partial").exists(): _beside(out, ".journal").unlink(missing_ok=True)       # killed at the very last step
     except OSError as e: raise _explain_oserror(e, out) from e
     return out
-
-def _make(folder, out, uids, dtype, skip_bad, workers, progress):
-    "Take up or begin the unfinished file, and finish it if nothing is in the way"
-    whose = dict(source=str(folder.resolve()), dtype=dtype)
-    plan = _read_plan(_beside(out, ".plan.json"), whose)
-    while True:
-        index, bad, worse = _attempt(folder, out, uids, dtype, plan, workers, progress)
-        if bad and (not skip_bad or len(bad) == len(uids)): _complain(folder, bad, len(uids) - len(bad))
-        if not worse: break                          # otherwise once more, without a place for these
-    _finish(out, index)
-    if bad: warnings.warn(f"{len(bad)} of {len(uids)} feature files left out: {_some([f'{u}.pt {reason}' for u, (_, reason) in sorted(bad.items())])}", stacklevel=3)
-
-def _read_plan(path, whose)->dict:
-    "The plan that was begun, if it is one for `whose` work; otherwise an empty one"
-    try: plan = read_json(path)
-    except DataError: return dict(whose)
-    return plan if isinstance(plan, dict) and {k: plan.get(k) for k in whose} == whose else dict(whose)
 
 # %% ../nbs/lessons/01_features.ipynb #52735d46
 def _scan(f)->dict: # uid -> (rows, offset; None if not one plain block)
@@ -519,6 +466,7 @@ class _Contents:
         if self.has_index: self.dim, self.dtype, self._where = index["dim"], np.dtype(index["dtype"]).newbyteorder("<"), {u: (n, index["offset"][u]) for u, n in index["rows"].items()}
         else: self._where, self.dim, self.dtype = _scan(f)
         width = self.dim*self.dtype.itemsize
+        if not 0 < self.rate < float("inf"): raise ValueError("rate")
         if not self._where or any(n < 0 or at is not None and not 0 <= at <= self._opened[0] - n*width for n, at in self._where.values()): raise ValueError("outside")
 
     @property
@@ -570,12 +518,13 @@ class FeatureStore(_Contents):
         "Rows a:b of a video, cut as Python cuts lists"
         n, at = self._find(uid)
         a, b, _ = slice(a, b).indices(n)
-        if at is None: return self[uid][:].reshape(-1, self.dim)[a:b]                # chunked or compressed by somebody else
+        if at is None: return self[uid].astype(self.dtype.newbyteorder("="))[:].reshape(-1, self.dim)[a:b]      # chunked or compressed by somebody else
         if self._bytes is None:
             self._check_unchanged()
             self._bytes = np.memmap(self.path, np.uint8, "r")
         width = self.dim*self.dtype.itemsize
-        return np.array(self._bytes[at + a*width:at + max(a, b)*width]).view(self.dtype).reshape(-1, self.dim)
+        rows = np.array(self._bytes[at + a*width:at + max(a, b)*width]).view(self.dtype)
+        return rows.astype(self.dtype.newbyteorder("="), copy=False).reshape(-1, self.dim)
 
     def close(self):
         "Let go of the file; it opens again when needed"

@@ -81,7 +81,7 @@ def test_killed_at_random_moments(download, tmp_path, dtype):
 
 
 @unix
-@pytest.mark.parametrize("name", ["_finish", "_lay_out", "_fill", "_skeleton", "write_json", "_survey"])
+@pytest.mark.parametrize("name", ["_finish", "_begin", "_lay_out", "_fill", "write_json", "_survey"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_around_every_step(download, tmp_path, monkeypatch, name, when):
     whole, out, plain = convert(download, tmp_path/"whole.h5"), tmp_path/"features.h5", getattr(features, name)
@@ -93,6 +93,24 @@ def test_killed_around_every_step(download, tmp_path, monkeypatch, name, when):
     monkeypatch.undo()
     assert process.exitcode == -signal.SIGKILL and (out.exists() == ((name, when) == ("_finish", "after")))
     assert convert(download, out).read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("features*")) == ["features.h5", "features.index.json"]
+
+
+@unix
+@pytest.mark.parametrize("name", ["write_json", "_finish"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_while_replacing_an_older_file(download, tmp_path, monkeypatch, name, when):
+    "A source changes its numbers but not its shape: an old file must never pass for the new one"
+    out, plain = convert(download, tmp_path/"features.h5"), getattr(features, name)
+    torch.save(torch.ones(1, 384), download/"video-00.pt")
+    def deadly(*args, **options):
+        if when == "after": plain(*args, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+    monkeypatch.setattr(features, name, deadly)
+    process = child(download, out); process.join()
+    monkeypatch.undo()
+    assert process.exitcode == -signal.SIGKILL
+    assert verify_features(convert(download, out), download, progress=False)["different"] == {} and (FeatureStore(out).read("video-00") == 1).all()
     assert sorted(p.name for p in tmp_path.glob("features*")) == ["features.h5", "features.index.json"]
 
 
@@ -194,6 +212,40 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
     run = lambda n: int(subprocess.run([sys.executable, "-c", code, tmp_path/str(n), str(n)], capture_output=True, text=True, check=True).stdout)
     few, many = run(20), run(200)                    # KiB; 43 and 430 MB of features
     assert many < few + 40_000
+
+
+@unix
+def test_a_folder_of_strange_things(download, tmp_path):
+    "Links are followed, folders are no videos; a pipe, a broken link, an empty file are named, and none makes us wait or crash"
+    (download/"link.pt").symlink_to(download/"video-03.pt")
+    (download/"folder.pt").mkdir()
+    (download/"надпись ☕ 1.pt").write_bytes((download/"video-05.pt").read_bytes())
+    assert {"link", "надпись ☕ 1"} == set(feature_uids(download)) - {f"video-{i:02}" for i in range(30)}
+    os.mkfifo(download/"pipe.pt"); (download/"gone.pt").symlink_to(download/"nowhere"); (download/"zero.pt").touch()
+    with pytest.raises(DataError, match=r"3 of 35 .*gone\.pt cannot be opened.*pipe\.pt is no ordinary file.*zero\.pt is truncated") as e: convert(download, tmp_path/"x.h5")
+    assert "\n" not in str(e.value)
+    with pytest.warns(UserWarning, match="3 of 35"): store = FeatureStore(convert(download, tmp_path/"x.h5", skip_bad=True))
+    np.testing.assert_array_equal(store.read("link"), store.read("video-03"))
+    np.testing.assert_array_equal(store.read("надпись ☕ 1"), store.read("video-05"))
+
+
+@unix
+def test_killed_again_and_again_with_bad_numbers_left_out(download, tmp_path):
+    "A NaN is found late, and the work begins anew without that file: kills on the way must not make it endless"
+    for i in (7, 19): torch.save(torch.full((5, 384), float("nan")), download/f"video-{i:02}.pt")
+    with pytest.warns(UserWarning): whole = convert(download, tmp_path/"whole.h5", skip_bad=True).read_bytes()
+    out, r = tmp_path/"work"/"features.h5", random.Random(1)
+    for _ in range(KILLS//2):
+        process = child(download, out, .001, skip_bad=True); time.sleep(r.random()*.3); process.kill(); process.join()
+    with pytest.warns(UserWarning) if not out.exists() else pytest.MonkeyPatch.context(): assert convert(download, out, skip_bad=True).read_bytes() == whole
+    assert sorted(FeatureStore(out).skipped) == ["video-07", "video-19"] and verify_features(out, progress=False)["different"] == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for root")
+def test_read_only_folder_is_one_line(download, tmp_path):
+    (tmp_path/"locked").mkdir(mode=0o500)
+    with pytest.raises(OSError, match="Permission denied.*locked") as e: convert(download, tmp_path/"locked"/"x.h5")
+    assert "\n" not in str(e.value)
 
 
 def test_numbers_are_those_of_the_files(download, tmp_path):
