@@ -74,7 +74,7 @@ $(VENV)/.python:
 $(VENV)/.torch: constraints.txt | $(VENV)/.python
 	@from="$(TORCH)"; \
 	if [ "$$from" = auto ]; then from=pypi; \
-		if [ "`uname -s`" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && ! $(BIN)/python -m pip config list | grep -Eq 'index-url|find-links|no-index'; then from=cpu; fi; \
+		if [ "`uname -s`" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && ! $(BIN)/python -m pip config list | grep -E 'index-url|find-links|no-index' >/dev/null; then from=cpu; fi; \
 	fi; \
 	if [ "$$from" != pypi ]; then \
 		echo "== Installing PyTorch ($$from)"; \
