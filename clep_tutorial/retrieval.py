@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .embeddings import _new_h5, embed_texts, load_sentence_model
+from .embeddings import embed_texts, load_sentence_model
 from .features import FeatureStore
-from .files import DataError
+from .files import DataError, new_h5
 from .metrics import bootstrap_interval, hits_at_k, rank_values
 from .narrations import narration_counts, open_narrations, sub_tagged_tokens
 from .pairs import PairTable, pool_windows
@@ -153,7 +153,7 @@ def plot_similarity(
     "Two heatmaps on one colour scale; a dot marks the best clip of each sentence, on the diagonal if it is the right one"
     if axes is None:
         import matplotlib.pyplot as plt
-        _, axes = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
+        _, axes = plt.subplots(1, 2, figsize=(13, 5.8), layout="constrained")
     n, most = len(sentences), float(max(np.abs(before).max(), np.abs(after).max()))
     for ax, sim, title in zip(axes, (before, after), titles):
         image, best = ax.imshow(sim, cmap="RdBu_r", vmin=-most, vmax=most), sim.argmax(1)
@@ -374,9 +374,9 @@ def index_fingerprint(
     step:float, # Seconds between two moments
 )->str:
     "A hash of all that decides the vectors: weights, how windows are cut, and the features"
-    rows = {u: (features.n_rows(u), features._crc32.get(u)) for u in features.uids}
-    known = all(crc is not None for _, crc in rows.values())
-    found = hashlib.sha256(json.dumps([1, run.card.get("pairs") or {}, step, features.rate, rows, None if known else features._opened], sort_keys=True, default=str).encode())
+    file = features.path.stat()
+    parts = [1, run.card.get("pairs") or {}, step, features.rate, [file.st_size, file.st_mtime_ns], {u: features.n_rows(u) for u in features.uids}]
+    found = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for name, w in run.model.state_dict().items(): found.update(name.encode()); found.update(w.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return found.hexdigest()[:32]
 
@@ -403,7 +403,7 @@ def _write_index(run, features, path, step, mark, progress):
     settings, uids = run.card.get("pairs") or {}, features.uids
     sizes = [len(moment_windows(features.n_rows(u), features.rate, settings, step)[0]) for u in uids]
     offsets, table = np.r_[0, np.cumsum(sizes)], None
-    with _new_h5(path) as f:
+    with new_h5(path) as f:
         for uid, a, b in tqdm(zip(uids, offsets, offsets[1:]), desc="index moments", unit=" videos", total=len(uids), leave=False, disable=not progress):
             _, v = moment_vectors(run, features, uid, step)
             if table is None: table = f.create_dataset("vectors", (int(offsets[-1]), v.shape[1]), "<f2")
@@ -554,7 +554,7 @@ def plot_timeline(
     if uid is None: uid = search(run, text, 1, work=work, progress=False, **kwargs).uid[0]
     t, scores = moment_scores(run, text, uid, work=work, **kwargs)
     s, span, said = scores[:, 0], moment_span(run.card.get("pairs") or {}), _said(work, uid)
-    for a, b in truth or (): ax.axvspan(a, b, color="tab:green", alpha=.25, lw=0)
+    for k, (a, b) in enumerate(() if truth is None else truth): ax.axvspan(a, b, color="tab:green", alpha=.25, lw=0, label="_"*(k > 0) + "it truly happens")
     ax.plot(t, s, color="tab:blue", lw=1)
     room = (s.max() - s.min() or 1)/10
     hits = non_overlapping(s, top, _reach(span, kwargs.get("step", 1.)))
@@ -564,7 +564,7 @@ def plot_timeline(
     ax.set_title(f"“{text}” in video {uid[:8]}", loc="left")
     for level, i in enumerate(sorted(hits)): _mark(ax, hits.index(i) + 1, level % 3, t[i], s[i], said, span)
     ax.spines[["top", "right"]].set_visible(False)
-    if len(same): ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0)
+    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0, ncols=2)
     return ax
 
 def _said(work, uid)->pd.DataFrame:
