@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
-from .files import DataError, atomic_path, require_file
+from .files import DataError, new_h5, require_file
 
 # %% auto #0
 __all__ = ['MINILM_SHA256', 'load_sentence_model', 'distinct_sentences', 'encode_sentences', 'EmbeddingStore', 'embed_texts',
@@ -141,34 +140,7 @@ def _model_fingerprint(model)->str:
 
 def _model_name(model)->str: return getattr(model, "clep_name", type(model).__name__)
 
-# %% ../nbs/lessons/02b_embeddings.ipynb #bf54050c
-class _PatientFile(io.FileIO):
-    "A file whose writes never fail: the first error is kept in `error`, and nothing is written after it"
-    error = None
-
-    def write(self, data)->int:
-        view = memoryview(data).cast("B")
-        size = len(view)
-        try:
-            while len(view) and not self.error: view = view[super().write(view):]
-        except OSError as e: self.error = e
-        return size
-
-    def truncate(self, size=None)->int:
-        try: return size if self.error else super().truncate(size)
-        except OSError as e: self.error = e
-        return size
-
-@contextmanager
-def _new_h5(path):
-    "An HDF5 file to fill: whole under its name, or not there; a full disk is an `OSError` of one line"
-    with atomic_path(path) as tmp, _PatientFile(tmp, "w+") as file:
-        try:
-            with h5py.File(file, "w") as f: yield f
-        except Exception as e: raise file.error or e
-        if file.error: raise file.error
-
-# %% ../nbs/lessons/02b_embeddings.ipynb #02e36eac
+# %% ../nbs/lessons/02b_embeddings.ipynb #58b293f9
 def _encode(model, texts, batch_size)->np.ndarray: # [n, D]
     "Vectors of `texts`, in their order, as the model gives them"
     with _quiet(): vectors = np.asarray(model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True), np.float32)
@@ -186,11 +158,11 @@ def _encode_shard(model, texts, path, fingerprint, batch_size, bar):
         out = np.empty((len(texts), vectors.shape[1]), np.float32) if out is None else out
         out[step] = vectors
         bar.update(len(step))                        # the rows are back in the order of `texts`
-    with _new_h5(path) as f:
+    with new_h5(path) as f:
         f["embeddings"] = out
         f.attrs["fingerprint"] = fingerprint
 
-# %% ../nbs/lessons/02b_embeddings.ipynb #0d859707
+# %% ../nbs/lessons/02b_embeddings.ipynb #b89a5930
 def _is_done(path, fingerprint, n)->bool:
     "Does `path` hold the `n` vectors with this fingerprint?"
     try:
@@ -199,7 +171,7 @@ def _is_done(path, fingerprint, n)->bool:
 
 def _join(shards, texts, out_path, model, fingerprint):
     "Copy the shards into one file, one at a time"
-    with _new_h5(out_path) as out:
+    with new_h5(out_path) as out:
         a = 0
         for shard in shards:
             with h5py.File(shard) as f:
