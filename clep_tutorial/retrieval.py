@@ -276,6 +276,7 @@ def moment_span(
     t1, t2 = window_seconds([0.], strategy, settings.get("offset", 2.), alpha=alpha)
     return float(t1[0]), float(t2[0])
 
+# %% ../nbs/lessons/10_retrieval.ipynb #8ab3be19
 def moment_windows(
     n_rows:int, # Rows of the video
     rate:float, # Rows per second
@@ -368,6 +369,7 @@ class MomentIndex:
                 a, b = self._where[uid]
                 yield uid, torch.from_numpy(f["vectors"][a:b])
 
+# %% ../nbs/lessons/10_retrieval.ipynb #ed233d51
 def index_fingerprint(
     run, # An open `Run`
     features:FeatureStore, # The videos
@@ -380,6 +382,7 @@ def index_fingerprint(
     for name, w in run.model.state_dict().items(): found.update(name.encode()); found.update(w.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return found.hexdigest()[:32]
 
+# %% ../nbs/lessons/10_retrieval.ipynb #d0f68530
 def open_index(
     run, # An open `Run`
     features:FeatureStore, # The videos
@@ -453,6 +456,7 @@ def embed_queries(
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
     return F.normalize(run.model.encode_text(x.to(device)).float(), dim=-1).cpu()
 
+# %% ../nbs/lessons/10_retrieval.ipynb #b052f2ba
 def search(
     run, # A `Run`, or a run directory
     texts, # One sentence or several
@@ -535,6 +539,7 @@ def moment_scores(
     t, v = moment_vectors(run, features, uid, step)
     return t, (v.float() @ queries.T).numpy()
 
+# %% ../nbs/lessons/10_retrieval.ipynb #6f7d90bf
 def plot_timeline(
     run, # A `Run`, or a run directory
     text:str, # A sentence
@@ -567,6 +572,7 @@ def plot_timeline(
     if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0, ncols=2)
     return ax
 
+# %% ../nbs/lessons/10_retrieval.ipynb #a06e277d
 def _said(work, uid)->pd.DataFrame:
     "Narrations of a video, none if there is no table"
     try: frame = open_narrations(work/"narrations.parquet", ["uid", "timestamp_sec", "text"])
