@@ -12,6 +12,7 @@ import os
 import platform
 import time
 import warnings
+import zipfile
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -304,10 +305,17 @@ def _save_checkpoint(path, **parts):
     torch.save(parts, buffer)
     with atomic_path(path) as tmp: tmp.write_bytes(buffer.getbuffer())
 
+_NOT_OURS = (TypeError, KeyError, RuntimeError, AttributeError, ValueError)
+
+def _unlike(path, e)->str: return f"{path}: config.json and checkpoint.pt do not belong together ({str(e).splitlines()[0].rstrip(':')}): train again in another folder"
+
 def _load_checkpoint(path, device="cpu")->dict:
-    "Numbers and names only: a pickle that wants to run something is refused before it runs"
-    try: parts = torch.load(path, map_location=device, weights_only=True)
-    except (FileNotFoundError, IsADirectoryError) as e: raise DataError(f"no {path}: the run has not finished its first epoch; train it with `fit` (`clep train`)") from e
+    "Numbers and names only: a pickle that wants to run something is refused before it runs. And what torch leaves out: are the checksums right?"
+    if not path.is_file(): raise DataError(f"no {path}: the run has not finished its first epoch; train it with `fit` (`clep train`)")
+    try:
+        with zipfile.ZipFile(path) as z:
+            if z.testzip(): raise zipfile.BadZipFile
+        parts = torch.load(path, map_location=device, weights_only=True)
     except Exception as e: raise DataError(f"{path} is damaged or no checkpoint of `fit` (nothing in it was run): delete it and train again, or choose another folder") from e
     if not isinstance(parts, dict) or any(k not in parts for k in _PARTS): raise DataError(f"{path} is no checkpoint of `fit`: delete it and train again, or choose another folder")
     return parts
@@ -340,7 +348,7 @@ def open_run(
         with torch.random.fork_rng([]): config, model = TrainConfig(**card["train"]), ClipModel(**card["model"]).to(device)   # its first weights are thrown away; the caller's random numbers stay
         model.load_state_dict(saved["model"])
         log = pd.DataFrame(saved["log"])
-    except (TypeError, KeyError, RuntimeError, AttributeError, DataError) as e: raise DataError(f"{path}: config.json and checkpoint.pt do not belong together ({str(e).splitlines()[0]}): train again in another folder") from e
+    except _NOT_OURS as e: raise DataError(_unlike(path, e)) from e
     return Run(path, model.eval(), config, log, card, _read_metrics(path))
 
 def _is_finished(metrics, epochs)->bool: return isinstance(metrics, dict) and metrics.get("epochs") == epochs
@@ -485,7 +493,8 @@ def _loop(model, train, val, config, out, saved, sampler, progress, callback, bo
     "The epochs that are still to do, then the last files"
     optimizer, done, log, best = _optimizer(model, config), 0, [], None
     if saved:
-        model.load_state_dict(saved["model"]); optimizer.load_state_dict(saved["optimizer"])
+        try: model.load_state_dict(saved["model"]); optimizer.load_state_dict(saved["optimizer"])
+        except _NOT_OURS as e: raise DataError(_unlike(out, e)) from e
         done, log, best = saved["epoch"], saved["log"], saved["best"]
     writer = board and board()
     for epoch in range(done, config.epochs):
