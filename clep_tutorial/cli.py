@@ -30,7 +30,7 @@ from .report import clock
 __all__ = ['INTERRUPTED', 'SHARED', 'app', 'preparing', 'explain', 'say', 'main', 'read_settings', 'settings_map', 'choices',
            'miniature', 'find_in', 'prepare_features_in', 'read_uids', 'prepare_narrations_in', 'waterfall_text',
            'prepare_features', 'prepare_narrations', 'prepare_all', 'pairs_key', 'work_pairs', 'train', 'evaluate',
-           'run_pairs', 'report_table', 'search', 'hits_table', 'demo']
+           'run_pairs', 'search', 'hits_table', 'demo']
 
 # %% ../nbs/howto/22_cli.ipynb #c830ba47
 def explain(
@@ -230,7 +230,8 @@ def miniature(
 ):
     "Write a small simulated world in Ego4D's own formats."
     from clep_tutorial.miniature import write_miniature
-    data = write_miniature(out, videos=videos, seed=seed, progress=True)
+    try: data = write_miniature(out, videos=videos, seed=seed, progress=True)
+    except ValueError as e: raise DataError(str(e)) from e
     print(f"{data}: {videos} simulated videos")
     say(f"next: clep prepare all --data {data}")
 
@@ -433,13 +434,13 @@ def evaluate(
     cache:_option(bool, "--cache/--no-cache", "Keep the pair table in WORK.")=True,
 ):
     "Measure a run on its held-out videos, beside chance."
-    from clep_tutorial.retrieval import retrieval_report
+    from clep_tutorial.retrieval import report_table, retrieval_report
     from clep_tutorial.training import open_run
     opened = open_run(run, device)
     pairs = run_pairs(opened, work, cache)
     report = retrieval_report(opened.model, pairs)
     write_json(run/"metrics.json", {**(opened.metrics or {}), "retrieval": report})
-    print(json.dumps(report, indent=1) if as_json else report_table(report))
+    print(json.dumps(report, indent=1) if as_json else report_table(report).to_string())
 
 def run_pairs(
     run, # An opened run
@@ -452,16 +453,6 @@ def run_pairs(
     pairs = work_pairs(Path(place), how, cache)
     if pairs.fingerprint() != run.card["data"].get("fingerprint"): say(f"warning: {place} is not what {run.path} was trained on: its held-out videos may have been trained on")
     return pairs
-
-def report_table(
-    report:dict, # As `retrieval_report` returns it
-)->str:
-    "Both directions beside chance, as lines of text"
-    lines = [f"{'':<16} {'R@1':>8} {'R@5':>8} {'R@10':>8} {'MedR':>8}"]
-    for way in ("text_to_video", "video_to_text"):
-        for name, numbers in ((way.replace("_", " "), report[way]), ("  chance", report[way]["chance"])):
-            lines.append(f"{name:<16} {numbers['R@1']:>8.1%} {numbers['R@5']:>8.1%} {numbers['R@10']:>8.1%} {numbers['median_rank']:>8g}")
-    return "\n".join(lines)
 
 # %% ../nbs/howto/22_cli.ipynb #f86049b0
 @app.command()
@@ -486,8 +477,8 @@ def hits_table(
     "Each sentence with its hits below it, as lines of text"
     lines = []
     for text, found in hits.groupby("text", sort=False):
-        lines += [f"{text}", *(f"  {h.rank:>3}  {h.score:6.3f}  {h.uid}  {clock(h.start_sec)} to {clock(h.end_sec)}" for h in found.itertuples())]
-    return "\n".join(lines)
+        lines += [text, *(f"{h.rank:>4}  {h.score:6.3f}  {h.z:5.1f} σ  {h.uid}  {clock(h.start_sec):>6} to {clock(h.end_sec)}" for h in found.itertuples())]
+    return "\n".join([*lines, f"of {hits.attrs['moments']:,} moments; the best of so many by chance alone lies near {hits.attrs['noise_z']:.1f} σ"])
 
 # %% ../nbs/howto/22_cli.ipynb #d1c1965f
 @app.command()

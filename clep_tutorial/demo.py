@@ -23,26 +23,25 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import clep_tutorial
-from .baselines import compare, original_recipe, ridge_map
+from .baselines import better_counts, compare_once, original_recipe, ridge_map, summarise, untrained_model
 from .embeddings import EmbeddingStore, encode_sentences
 from .features import FeatureStore, feature_uids, save_features_to_hdf5
 from .files import DataError, atomic_path, read_json, write_json
 from .metrics import chance_counts, retrieval_ranks
-from .miniature import VERBS, oracle_vectors, true_actions, write_miniature
-from .model import ClipModel
+from .miniature import WORDS, oracle_vectors, true_actions, write_miniature
 from .narrations import open_narrations, prepare_narrations
 from .pairs import build_pairs, load_pairs
-from .report import ROWS, page, search_lines, table_lines
-from .retrieval import gallery_pairs, joint_map, plot_map, plot_similarity, plot_timeline, search
+from .report import ROWS, page, search_lines, spread_lines, table_lines
+from .retrieval import gallery_pairs, joint_map, plot_map, plot_similarity, plot_timeline, retrieval_report, search, similarity
 from .windows import ALPHA
 from .training import TrainConfig, describe_hardware, fit, held_out_counts, open_run, plot_log, recall_summary
 
 # %% auto #0
 __all__ = ['PICTURES', 'code_fingerprint', 'Settings', 'stage', 'peak_memory_gb', 'Demo', 'make_miniature', 'make_features',
            'make_narrations', 'make_sentences', 'window_settings', 'make_pairs', 'both_ways', 'measure',
-           'oracle_counts', 'make_baselines', 'untrained_model', 'make_run', 'what_happens', 'in_words', 'questions',
-           'check_hits', 'share_of_time', 'make_searches', 'learning_curve', 'before_and_after', 'search_timelines',
-           'space_map', 'make_pictures', 'run_demo', 'summary', 'places']
+           'oracle_counts', 'make_baselines', 'make_run', 'what_happens', 'in_words', 'questions', 'check_hits',
+           'share_of_time', 'make_searches', 'learning_curve', 'before_and_after', 'search_timelines', 'space_map',
+           'make_pictures', 'run_demo', 'summary', 'places']
 
 # %% ../nbs/howto/21_demo.ipynb #cb1700e8
 def code_fingerprint()->str: # 16 hexadecimal digits
@@ -56,7 +55,7 @@ class Settings:
     "All that decides what a demo finds"
     seed: int = 0                                    # of the world, the split and the models
     videos: int = 60                                 # size of the simulated world
-    epochs: int = 15                                 # of training, and of the original recipe
+    epochs: int = TrainConfig.epochs                 # of training; the original recipe has its own 15
     holdout: float = .2                              # share of videos to measure on
     text_model: str = "minilm"                       # bundled, so that no hub is needed
     device: str = "auto"                             # for training
@@ -91,6 +90,9 @@ class Demo:
     ):
         self.out, self.settings = Path(out), settings
         self.data, self.work, self.run_dir = self.out/"data", self.out/"work", self.out/"run"
+
+    @property
+    def config(self): return TrainConfig(epochs=self.settings.epochs, seed=self.settings.seed, device=self.settings.device)
 
     @cached_property
     def pairs(self): return load_pairs(self.work/"pairs")
@@ -158,23 +160,18 @@ def oracle_counts(d:Demo)->dict:
 
 def make_baselines(d:Demo)->dict:
     "Stage 6: floor and ceiling, and three simpler models"
-    s, oracle = d.settings, oracle_counts(d)
-    found = {"chance": {way: chance_counts(c.positives, c.gallery) for way, c in oracle.items()}, "oracle": oracle}
-    return {**{k: both_ways(c) for k, c in found.items()}, "untrained": measure(d, untrained_model(d)), "ridge map": measure(d, ridge_map(d.pairs)),
-            "original recipe": measure(d, original_recipe(d.pairs, epochs=s.epochs, seed=s.seed))}
+    oracle, seed = oracle_counts(d), d.settings.seed
+    counts = {"chance": {way: chance_counts(c.positives, c.gallery) for way, c in oracle.items()}, "oracle": oracle,
+              "original recipe": better_counts(original_recipe(d.pairs, seed=seed, device=d.settings.device), d.pairs)[0]}       # by cosine or dot product, whichever is better for it
+    models = {"untrained": untrained_model(d.pairs, d.config), "ridge map": ridge_map(d.pairs, seed=seed)}
+    return {**{name: both_ways(c) for name, c in counts.items()}, **{name: measure(d, m) for name, m in models.items()}}
 
-def untrained_model(d:Demo)->ClipModel:
-    "The model before its first step"
-    with torch.random.fork_rng([]):
-        torch.manual_seed(d.settings.seed)
-        return ClipModel(d.pairs.text.shape[1], d.pairs.video.shape[1], hidden=TrainConfig.hidden, dim=TrainConfig.dim).eval()
-
-def make_run(d:Demo, callback=None)->dict:
+def make_run(d:Demo)->dict:
     "Stage 7: the lessons' model, trained; an interrupted training goes on"
     s = d.settings
     card = {"pairs": window_settings(s), "data": {"work": str(d.work.resolve()), "text_model": s.text_model}}
-    run = fit(d.pairs, d.run_dir, TrainConfig(epochs=s.epochs, seed=s.seed, device=s.device), resume=True, card=card, progress=False, callback=callback)
-    return {"ours": measure(d, run.model), "log": run.log.to_dict("records")}
+    run = fit(d.pairs, d.run_dir, d.config, resume=True, card=card, progress=False)
+    return {"ours": measure(d, run.model), "report": retrieval_report(run.model, d.pairs, max_pairs=None), "log": run.log.to_dict("records")}
 
 # %% ../nbs/howto/21_demo.ipynb #cd2cc758
 def what_happens(
@@ -191,7 +188,7 @@ def in_words(
     act, # who, verb, noun
 )->str:
     "An act as people say it"
-    return ("" if act.who == "C" else "another person ") + f"{VERBS[act.verb][0]} the {act.noun}"
+    return ("" if act.who == "C" else "another person ") + f"{WORDS[act.verb][0]} the {act.noun}"
 
 def questions(
     actions:pd.DataFrame, # True actions of the videos to search
@@ -231,8 +228,8 @@ def make_searches(d:Demo)->dict:
     "Stage 8: three sentences, their hits in the held-out videos, and the truth"
     there = d.actions[d.actions.uid.isin(d.val.frame.uid)]
     asked = questions(there)
-    texts = [f"{VERBS[verb][0]} the {noun}" for verb, noun in asked]
-    hits = search(d.run, texts, top=5)
+    texts = [f"{WORDS[verb][0]} the {noun}" for verb, noun in asked]
+    hits = search(d.run, texts, top=5, uids=sorted(there.uid.unique()), work=d.work, progress=False)
     return {"searches": [{"text": text, "verb": verb, "noun": noun, "chance": share_of_time(there, verb, noun), "hits": check_hits(hits[hits.text == text], d.actions, verb, noun)}
                          for text, (verb, noun) in zip(texts, asked)]}
 
@@ -248,27 +245,29 @@ def learning_curve(d:Demo, table:dict)->Figure:
 
 def before_and_after(d:Demo)->Figure:
     "The same 32 held-out pairs, all against all, before and after training"
-    figure, some = Figure(figsize=(11, 5.2), layout="constrained"), gallery_pairs(d.pairs, 32)
-    for ax, (title, model) in zip(figure.subplots(1, 2), (("before", untrained_model(d)), ("after", d.run.model))): plot_similarity(model, some, ax=ax, title=title)
+    figure, some = Figure(figsize=(13, 6.6), layout="constrained"), gallery_pairs(d.pairs, min(32, d.val.sentence_id.unique().numel()))
+    plot_similarity(similarity(untrained_model(d.pairs, d.config), some), similarity(d.run.model, some), some.frame.text, axes=figure.subplots(1, 2))
     return figure
 
 def search_timelines(d:Demo, searches:list)->Figure:
-    "For each search the video of its best hit: the score at every moment"
-    figure = Figure(figsize=(11, 2.4*len(searches)), layout="constrained")
-    for ax, s in zip(np.atleast_1d(figure.subplots(len(searches), 1)), searches): plot_timeline(d.run, s["text"], s["hits"][0]["uid"], ax=ax)
+    "For each search the video of its best hit: the score at every moment, shaded where the act truly happens"
+    figure = Figure(figsize=(12, 3*len(searches)), layout="constrained")
+    for ax, s in zip(figure.subplots(len(searches), 1, squeeze=False)[:, 0], searches):
+        best = s["hits"][0]
+        plot_timeline(d.run, s["text"], best["uid"], truth=best["moments"], work=d.work, ax=ax)
     return figure
 
 def space_map(d:Demo)->Figure:
     "The joint space in two dimensions"
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    plot_map(joint_map(d.run.model, d.pairs), ax=figure.subplots())
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    plot_map(joint_map(d.run.model, d.pairs), figure.subplots())
     return figure
 
 PICTURES = {
     "learning": ("Learning, epoch by epoch", "Left, the training loss falls away from the loss of a guess. Right, the share of held-out sentences that find their clip among the first five climbs from chance towards the oracle."),
-    "before-after": ("The same 32 held-out pairs", "Every row is a clip, every column a sentence, bright is similar. Before training there is no order; afterwards the diagonal stands out: each clip likes its own sentence best. Bright spots elsewhere are sentences that fit as well."),
-    "timelines": ("A sentence listens to a whole video", "The score at every moment of the video in which the best hit lies. Shaded is where the act truly happens."),
-    "map": ("Both kinds in one space", "Clips and sentences of the held-out videos, flattened to two dimensions. The same act lies together, whether seen or said."),
+    "before-after": ("The same 32 held-out pairs, before and after", "Every row is a sentence, every column a clip, red is similar. Before training there is no order. Afterwards the diagonal stands out: most sentences like their own clip best (a green dot). Red blocks beside it are sentences that share a verb or a thing."),
+    "timelines": ("A sentence listens to a whole video", "The score at every moment of the video in which the best hit lies, with the three best moments and what an annotator wrote there. Green is where the act truly happens; peaks outside of green are mistakes."),
+    "map": ("Seen and said in one space", "Clips and sentences of the held-out videos, flattened to two dimensions. The same thing lies together, whether seen or said. Two dimensions keep only a part of the picture; the title says how much."),
 }
 
 def make_pictures(d:Demo, table:dict, searches:list)->dict:
@@ -302,7 +301,7 @@ def run_demo(
     seeds:int=1, # Compare all models over so many seeds as well
     *,
     videos:int=60, # Size of the simulated world
-    epochs:int=15, # Of training
+    epochs:int=TrainConfig.epochs, # Of training
     holdout:float=.2, # Share of videos to measure on
     device:str="auto", # For training
     progress:bool=True, # Tell what happens?
@@ -332,7 +331,7 @@ def _walk(d, do, seeds)->dict:
     table = {way: {name: rows[name][way] for name in ROWS} for way in ("text_to_video", "video_to_text")}
     searches = do("searches", "search", lambda: make_searches(d))["searches"]
     do("pictures", "draw", lambda: make_pictures(d, table["text_to_video"], searches), *(d.out/"pictures"/f"{n}.png" for n in PICTURES))
-    return {"counts": counts, "table": table, "searches": searches, "log": trained["log"], **_over_seeds(d, do, seeds)}
+    return {"counts": counts, "table": table, "report": trained["report"], "searches": searches, "log": trained["log"], **_over_seeds(d, do, seeds)}
 
 def _finish(d, found, done)->dict:
     "metrics.json and the page"
@@ -347,16 +346,18 @@ def _finish(d, found, done)->dict:
 
 # %% ../nbs/howto/21_demo.ipynb #8fd37bcc
 def _over_seeds(d, do, seeds)->dict:
-    "The same comparison with other seeds, one stage each"
+    "All models again with other seeds, one stage each; ours is trained already for the first"
     if seeds < 2: return {}
-    rows = [r for k in range(seeds) for r in do(f"seed-{k}", f"compare all models, seed {k}", lambda: compare(d.pairs, oracle_counts(d), seeds=(k,)).to_dict("records"))]
-    return {"seeds": rows}
+    def one(seed): return {"rows": compare_once(d.pairs, oracle_counts(d), seed, config=d.config, model=d.run.model if seed == d.settings.seed else None)}
+    rows = [r for k in range(seeds) for r in do(f"seed-{k}", f"all models, seed {d.settings.seed + k}", lambda: one(d.settings.seed + k))["rows"]]
+    return {"over_seeds": {"seeds": seeds, "rows": rows, "table": summarise(rows).to_dict("records")}}
 
 def summary(
     result:dict, # As `run_demo` returns it
 )->str:
     "The end of a demo, for a terminal: the table and the searches"
     lines = [f"simulated data, {result['counts']['val']:,} held-out pairs", *table_lines(result["table"]["text_to_video"])]
+    if "over_seeds" in result: lines += ["", *spread_lines(result["over_seeds"])]
     for s in result["searches"]: lines += ["", *search_lines(s)]
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ import base64
 from html import escape
 
 # %% auto #0
-__all__ = ['ROWS', 'Html', 'tag', 'clock', 'table_lines', 'search_lines', 'page']
+__all__ = ['ROWS', 'Html', 'tag', 'clock', 'table_lines', 'spread_lines', 'search_lines', 'page']
 
 # %% ../nbs/howto/21b_report.ipynb #0188cef8
 class Html(str): "Text that is HTML already; any other string is not"
@@ -38,7 +38,7 @@ def _example()->dict:
     hit = lambda t, right, what: {"uid": "0123abcd-0000-4000-8000-000000000000", "start_sec": t - 2, "end_sec": t + 2, "score": .5 + t/1e3, "right": right, "truth": what, "scene": "kitchen",
                                   "video_sec": 300., "moments": [[10, 14], [t - 1, t + 2]] if right else [[10, 14]]}
     search = lambda text: {"text": text, "asked": "cut onion", "chance": .02, "hits": [hit(41, True, "cuts the onion"), hit(128, False, "wipes the <b>table</b>"), hit(77, True, "cuts the onion")]}
-    return {"simulated": True, "seed": 0, "table": {"text_to_video": table, "video_to_text": table}, "searches": [search("cuts an onion"), search("<script>alert(1)</script>"), search("opens the fridge")],
+    return {"simulated": True, "seed": 0, "report": {"text_to_video": {"interval": {"R@5": [.74, .82]}}}, "table": {"text_to_video": table, "video_to_text": table}, "searches": [search("cuts an onion"), search("<script>alert(1)</script>"), search("opens the fridge")],
             "counts": {"videos": 60, "hours": 5.5, "rows": 36_000, "read": 7_608, "kept": 6_191, "dropped": {"benchmark": 841, "no features": 356}, "sentences": 1_619, "train": 5_478, "val": 713, "val_videos": 5, "epochs": 15},
             "seconds": {"miniature": 7.8, "features": .3, "narrations": .1, "sentences": 8.1, "pairs": .2, "baselines": 20., "training": 7.2, "retrieval": 1., "searches": 1., "pictures": 6.},
             "hardware": {"device": "cpu", "name": "A processor", "cores": 2, "threads": 2, "system": "Linux x86_64"}, "versions": {"python": "3.11", "torch": "2.13"}, "peak_memory_gb": 1.1, "data": "data", "work": "work", "run": "run"}
@@ -56,6 +56,14 @@ def table_lines(
     "Retrieval numbers, one line per model"
     lines = [f"{'text to video':<16} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'MedR':>7}"]
     return lines + [f"{name:<16} {m['R@1']:>7.1%} {m['R@5']:>7.1%} {m['R@10']:>7.1%} {m['median_rank']:>7g}" for name, m in table.items()]
+
+def spread_lines(
+    over:dict, # "seeds", "table": as `baselines.summarise` gives it
+)->list: # Of strings
+    "The same over several seeds: the mean, and half of what lies between the lowest and the highest"
+    lines = [f"{over['seeds']:>2} seeds, mean ± half the range   {'R@1':>11} {'R@5':>13} {'R@10':>13}   × chance  of oracle"]
+    cell = lambda row, k: f"{row[k]:>7.1%} ±{100*row[k + ' ±']:4.1f}"
+    return lines + [f"{r['model']:<30}" + " ".join(cell(r, k) for k in ("R@1", "R@5", "R@10")) + f"   {r['× chance']:>7.1f}   {r['% of oracle']:>7.1f} %" for r in over["table"]]
 
 def search_lines(
     search:dict, # "text", "chance", "hits"
@@ -77,8 +85,10 @@ def _bar(name, share):
 def _headline(r):
     table, n = r["table"]["text_to_video"], r["counts"]["val"]
     ours, chance, oracle = (table[k]["R@5"] for k in ("ours", "chance", "oracle"))
+    low, high = r["report"]["text_to_video"]["interval"]["R@5"]
     said = [tag("div", _percent(ours), class_="huge"),
             tag("p", "of sentences find their moment among the first five of ", tag("b", f"{n:,}"), ", in videos that the model never saw.", class_="lead"),
+            tag("p", f"95 % interval {_percent(low)} to {_percent(high)}, drawn over whole videos", class_="small"),
             tag("p", tag("span", f"{ours/chance:.0f} × chance", class_="chip"), tag("span", f"{ours/oracle:.0%} of the ceiling", class_="chip"), tag("span", "simulated data", class_="chip plain"))]
     bars = [tag("h2", "Text to video, R@5"), [_bar(k, m["R@5"]) for k, m in table.items()],
             tag("p", "Chance guesses. The oracle is told what truly happens at every moment; it still misses where an annotator was late, or where many moments fit the sentence.", class_="small")]
