@@ -469,7 +469,7 @@ def search(
     sentence_model=None, # As in `embed_queries`
     save:bool=True, # Keep the moments beside the run, so that the next search is quick?
     progress:bool=True, # Show a bar?
-)->pd.DataFrame: # text, rank, uid, start_sec, end_sec, score, z; `attrs`: moments, noise_z
+)->pd.DataFrame: # text, rank, uid, start_sec, end_sec, score, z; `attrs`: moments, how many were looked at
     "The moments that fit each sentence best, no two of them overlapping. z: how many standard deviations a score lies above the mean of all moments"
     texts = _asked(texts, top)
     run, work, features = _open(run, work)
@@ -479,7 +479,7 @@ def search(
     rows = [(text, rank, uid, max(0., i*step + span[0]), min(i*step + span[1], features.seconds(uid)), -s, (-s - mean[q])/spread[q])
             for q, text in enumerate(texts) for rank, (s, uid, i) in enumerate(best[q], 1)]
     found = pd.DataFrame(rows, columns=["text", "rank", "uid", "start_sec", "end_sec", "score", "z"])
-    found.attrs.update(moments=n, noise_z=math.sqrt(2*math.log(max(n, 2))))
+    found.attrs["moments"] = n
     return found
 
 def _moments(run, features, uids, step, save, progress):
