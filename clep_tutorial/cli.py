@@ -397,7 +397,8 @@ def train(
     hidden:_option(int, "--hidden", "Width of the hidden layers.")=512,
     dim:_option(int, "--dim", "Width of the joint space.")=256,
     dropout:_option(float, "--dropout", "Share of hidden units switched off.")=0.,
-    seed:_Seed=0, device:_Device="auto",
+    seed:_Seed=0,
+    device:_Device="auto",
     eval_every:_option(int, "--eval-every", "Epochs between held-out numbers.")=1,
     cache:_option(bool, "--cache/--no-cache", "Keep the pair table in WORK.")=True,
     resume:_option(bool, "--resume/--no-resume", "Go on with an unfinished run in RUN.")=True,
@@ -415,6 +416,7 @@ def train(
     print(_run_line(run))
     say(f"next: clep evaluate {out}")
 
+# %% ../nbs/howto/22_cli.ipynb #a9cb0951
 def _run_line(run)->str:
     "A run in one line"
     last = run.log.iloc[-1]
@@ -475,10 +477,10 @@ def hits_table(
     hits, # As `retrieval.search` returns them
 )->str:
     "Each sentence with its hits below it, as lines of text"
-    lines = []
+    lines = [f"{'rank':>4} {'score':>6} {'z':>5}  {'video':<36}  from to   (of {hits.attrs['moments']:,} moments; z: standard deviations above their mean)"]
     for text, found in hits.groupby("text", sort=False):
-        lines += [text, *(f"{h.rank:>4}  {h.score:6.3f}  {h.z:5.1f} σ  {h.uid}  {clock(h.start_sec):>6} to {clock(h.end_sec)}" for h in found.itertuples())]
-    return "\n".join([*lines, f"of {hits.attrs['moments']:,} moments; the best of so many by chance alone lies near {hits.attrs['noise_z']:.1f} σ"])
+        lines += [text, *(f"{h.rank:>4} {h.score:>6.3f} {h.z:>5.1f}  {h.uid:<36}  {clock(h.start_sec)} to {clock(h.end_sec)}" for h in found.itertuples())]
+    return "\n".join(lines)
 
 # %% ../nbs/howto/22_cli.ipynb #d1c1965f
 @app.command()
@@ -487,12 +489,12 @@ def demo(
     seed:_Seed=0,
     seeds:_option(int, "--seeds", "Compare the models over so many seeds, and show the spread.", min=1)=1,
     videos:_option(int, "--videos", "Size of the simulated world.", min=4)=60,
-    epochs:_option(int, "--epochs", "Training epochs.", min=1)=15,
+    epochs:_option(int|None, "--epochs", "Training epochs, if not those of the lessons.", min=1)=None,
     device:_Device="auto",
 ):
     "The whole road on a small simulated world: prepare, train, measure, search."
     from clep_tutorial.demo import places, run_demo, summary
-    with redirect_stdout(sys.stderr): result = run_demo(out, seed=seed, seeds=seeds, videos=videos, epochs=epochs, device=device)
+    with redirect_stdout(sys.stderr): result = run_demo(out, seed=seed, seeds=seeds, videos=videos, device=device, **({"epochs": epochs} if epochs else {}))
     print(summary(result), "", places(result), sep="\n")
 
 # %% ../nbs/howto/22_cli.ipynb #168bfccf

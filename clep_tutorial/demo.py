@@ -194,12 +194,17 @@ def questions(
     actions:pd.DataFrame, # True actions of the videos to search
     n:int=3, # How many
 )->list: # Of (verb, noun)
-    "Acts that are worth a question: frequent ones, each of another scene, with another verb and another thing"
-    own = actions[(actions.who == "C") & ~actions.verb.isin(["take", "put", "hold", "look at", "look around", "walk around", "move", "adjust", "touch"])]
-    found = []
-    for scene, verb, noun in own.value_counts(["scene", "verb", "noun"], sort=True).sort_index(kind="stable").sort_values(ascending=False, kind="stable").index:
-        if len(found) < n and not any(scene == s or verb == v or noun == x for s, v, x in found): found.append((scene, verb, noun))
+    "Acts to ask for, from a frequent one to a rare one, each with another verb and another thing, and of another scene where that is possible"
+    own, found = actions[(actions.who == "C") & ~actions.verb.isin(_DULL)], []
+    times = own.value_counts(["scene", "verb", "noun"]).sort_index().sort_values(ascending=False, kind="stable")
+    acts = times[times >= min(4, times.max())].index.tolist()
+    for i in range(n):
+        fits = lambda act, same: not any(act[1] == v or act[2] == x or same and act[0] == s for s, v, x in found)
+        later = acts[i*len(acts)//n:]
+        found += next(([act] for same in (True, False) for act in later if fits(act, same)), [])
     return [(verb, noun) for _, verb, noun in found]
+
+_DULL = ("take", "put", "hold", "look at", "look around", "walk around", "move", "adjust", "touch")      # everywhere, so nothing to search for
 
 # %% ../nbs/howto/21_demo.ipynb #5862e256
 def check_hits(
@@ -318,6 +323,7 @@ def run_demo(
         return done[name]["found"]
     with bar: return _finish(d, _walk(d, do, seeds), done)
 
+# %% ../nbs/howto/21_demo.ipynb #8fd37bcc
 def _walk(d, do, seeds)->dict:
     "All stages, in order; what they found, in one dict"
     counts = do("miniature", f"simulate {d.settings.videos} videos", lambda: make_miniature(d), d.data)
@@ -344,7 +350,7 @@ def _finish(d, found, done)->dict:
     write_json(d.out/"metrics.json", result)
     return result
 
-# %% ../nbs/howto/21_demo.ipynb #8fd37bcc
+# %% ../nbs/howto/21_demo.ipynb #e2922ad2
 def _over_seeds(d, do, seeds)->dict:
     "All models again with other seeds, one stage each; ours is trained already for the first"
     if seeds < 2: return {}
@@ -361,6 +367,7 @@ def summary(
     for s in result["searches"]: lines += ["", *search_lines(s)]
     return "\n".join(lines)
 
+# %% ../nbs/howto/21_demo.ipynb #bb1bc35a
 def places(
     result:dict, # As `run_demo` returns it
 )->str:
