@@ -55,7 +55,7 @@ def _usage(e)->str:
 def _from_file(ctx, param)->bool:
     "Did the value of this option come from clep.toml?"
     if ctx is None or param is None or param.name not in (ctx.default_map or {}): return False
-    return str(ctx.get_parameter_source(param.name) or "").endswith("DEFAULT_MAP")
+    return getattr(ctx.get_parameter_source(param.name), "name", "") == "DEFAULT_MAP"
 
 def _os_line(e)->str:
     "What the system says, and about which file"

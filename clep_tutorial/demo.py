@@ -250,7 +250,7 @@ def learning_curve(d:Demo, table:dict)->Figure:
 
 def before_and_after(d:Demo)->Figure:
     "The same 32 held-out pairs, all against all, before and after training"
-    figure, some = Figure(figsize=(13, 6.6), layout="constrained"), gallery_pairs(d.pairs, min(32, d.val.sentence_id.unique().numel()))
+    figure, some = Figure(figsize=(13, 5.9), layout="constrained"), gallery_pairs(d.pairs, min(32, d.val.sentence_id.unique().numel()))
     plot_similarity(similarity(untrained_model(d.pairs, d.config), some), similarity(d.run.model, some), some.frame.text, axes=figure.subplots(1, 2))
     return figure
 

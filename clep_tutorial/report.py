@@ -26,7 +26,7 @@ def tag(
     return Html(f"<{name}{said}>" if name in ("img", "meta", "br") else f"<{name}{said}>{flat(inner)}</{name}>")
 
 # %% ../nbs/howto/21b_report.ipynb #63e47a8c
-ROWS = ("chance", "untrained", "original recipe", "ridge map", "ours", "oracle")
+ROWS = ("chance", "untrained", "ridge map", "original recipe", "ours", "oracle")
 _WHAT = {"chance": "guessing", "untrained": "the model before its first step", "original recipe": "the original notebook's loop, as written", "ridge map": "a linear map, fitted in closed form",
          "ours": "the lessons' model and loop", "oracle": "looks up what truly happens"}
 _NUMBERS = ("R@1", "R@5", "R@10", "median_rank")
@@ -88,7 +88,7 @@ def _headline(r):
     low, high = r["report"]["text_to_video"]["interval"]["R@5"]
     said = [tag("div", _percent(ours), class_="huge"),
             tag("p", "of sentences find their moment among the first five of ", tag("b", f"{n:,}"), ", in videos that the model never saw.", class_="lead"),
-            tag("p", f"95 % interval {_percent(low)} to {_percent(high)}, drawn over whole videos", class_="small"),
+            tag("p", f"95 % interval {_percent(low)} to {_percent(high)}, from resampling whole videos", class_="small"),
             tag("p", tag("span", f"{ours/chance:.0f} × chance", class_="chip"), tag("span", f"{ours/oracle:.0%} of the ceiling", class_="chip"), tag("span", "simulated data", class_="chip plain"))]
     bars = [tag("h2", "Text to video, R@5"), [_bar(k, m["R@5"]) for k, m in table.items()],
             tag("p", "Chance guesses. The oracle is told what truly happens at every moment; it still misses where an annotator was late, or where many moments fit the sentence.", class_="small")]
@@ -112,6 +112,14 @@ def _road(r):
              for i, (title, count, what, seconds) in enumerate(_steps(r), 1)]
     return tag("section", tag("h2", "The road"), tag("ol", steps, class_="road"))
 
+def _spread(over):
+    "The same over several seeds"
+    head = tag("tr", tag("th", "model"), [tag("th", k) for k in ("R@1", "R@5", "R@10", "× chance", "of oracle")])
+    mean = lambda row, k: tag("td", f"{100*row[k]:.1f} ± {100*row[k + ' ±']:.1f}")
+    rows = [tag("tr", tag("th", m["model"]), [mean(m, k) for k in ("R@1", "R@5", "R@10")], tag("td", f"{m['× chance']:.1f}"), tag("td", f"{m['% of oracle']:.0f} %"), class_=m["model"].replace(" ", "-")) for m in over["table"]]
+    return [tag("h2", f"Is it luck? {over['seeds']} seeds", class_="again"), tag("div", tag("table", tag("thead", head), tag("tbody", rows)), class_="card wide"),
+            tag("p", "Text to video: the mean, and half of what lies between the lowest and the highest seed. World and split stay the same.", class_="small")]
+
 def _numbers(r):
     head = tag("tr", tag("th", ""), tag("th", "text to video", colspan=4), tag("th", "video to text", colspan=4))
     names = tag("tr", tag("th", "model"), [tag("th", "MedR" if k == "median_rank" else k) for _ in range(2) for k in _NUMBERS])
@@ -119,7 +127,8 @@ def _numbers(r):
     both = r["table"]["text_to_video"], r["table"]["video_to_text"]
     rows = [tag("tr", tag("th", name, tag("small", _WHAT.get(name, ""))), [cell(t[name], k) for t in both for k in _NUMBERS], class_=name.replace(" ", "-")) for name in both[0]]
     note = "R@k: percent of queries with a right answer among the first k; every pair with the same sentence is right. MedR: median rank, 1 is best."
-    return tag("section", tag("h2", "The numbers"), tag("div", tag("table", tag("thead", head, names), tag("tbody", rows)), class_="card wide"), tag("p", note, class_="small"))
+    return tag("section", tag("h2", "The numbers"), tag("div", tag("table", tag("thead", head, names), tag("tbody", rows)), class_="card wide"), tag("p", note, class_="small"),
+               _spread(r["over_seeds"]) if "over_seeds" in r else "")
 
 # %% ../nbs/howto/21b_report.ipynb #31b50caa
 def _timeline(hit):
@@ -146,7 +155,7 @@ def _searches(r):
 # %% ../nbs/howto/21b_report.ipynb #6681394d
 def _figures(pictures):
     "Each picture with a heading and a caption that says what to see"
-    one = lambda p: tag("figure", tag("h3", p["title"]), tag("img", src="data:image/png;base64," + base64.b64encode(p["png"]).decode(), alt=p["title"]), tag("figcaption", p["caption"]), class_="card")
+    one = lambda p: tag("figure", tag("h3", p["title"]), tag("div", tag("img", src="data:image/png;base64," + base64.b64encode(p["png"]).decode(), alt=p["title"]), class_="scroll"), tag("figcaption", p["caption"]), class_="card")
     return tag("section", tag("h2", "See it learn"), [one(p) for p in pictures]) if pictures else ""
 
 def _next(r):
@@ -196,10 +205,10 @@ ol.hits { list-style:none; margin:0; padding:0; } .hits li { padding:11px 0 7px;
 .sign { font-weight:700; } .right.sign { color:var(--good); } .wrong.sign { color:var(--bad); } .hits b { font-variant-numeric:tabular-nums; }
 svg { display:block; width:100%; height:10px; margin:7px 0 3px; border-radius:3px; overflow:hidden; } rect.all { fill:var(--line); } rect.true { fill:var(--true); } rect.hit.right { fill:var(--good); } rect.hit.wrong { fill:var(--bad); }
 .key { display:inline-block; width:20px; height:10px; border-radius:2px; } .key.true { background:var(--true); } .key.hit { background:var(--good); width:6px; }
-figure { margin:0 0 18px; } figure img { display:block; width:100%; height:auto; background:#fff; border-radius:8px; margin:10px 0 12px; } figcaption { max-width:60em; font-size:.95rem; }
+.lead + .small { margin-bottom:1.1em; } h2.again { margin-top:40px; } figure { margin:0 0 18px; } .scroll { overflow-x:auto; } figure img { display:block; width:100%; height:auto; background:#fff; border-radius:8px; margin:10px 0 12px; } figcaption { max-width:60em; font-size:.95rem; }
 pre { background:var(--paper); border:1px solid var(--line); border-radius:8px; padding:10px 12px; font:.85rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; white-space:pre-wrap; overflow-wrap:anywhere; margin:0; }
 footer { margin-top:64px; padding-top:18px; border-top:1px solid var(--line); color:var(--soft); font-size:.85rem; } footer p { margin:0 0 .3em; }
-@media (max-width:820px) { main { padding:32px 16px; } .hero { grid-template-columns:1fr; gap:26px; } ol.road { grid-template-columns:repeat(2,minmax(0,1fr)); } .cards { grid-template-columns:1fr; } section { margin-top:46px; } .card { padding:18px; } th small { display:none; } td:nth-child(6) { padding-left:10px; } .bar { grid-template-columns:7.4em 1fr 3.2em; gap:8px; } }
+@media (max-width:820px) { main { padding:32px 16px; } .hero { grid-template-columns:1fr; gap:26px; } ol.road { grid-template-columns:repeat(2,minmax(0,1fr)); } .cards { grid-template-columns:1fr; } section { margin-top:46px; } .card { padding:18px; } th small { display:none; } td:nth-child(6) { padding-left:10px; } figure img { min-width:620px; } .bar { grid-template-columns:7.4em 1fr 3.2em; gap:8px; } }
 """)
 
 # %% ../nbs/howto/21b_report.ipynb #ab9f845e
