@@ -108,7 +108,7 @@ def _look(path)->torch.Tensor: # [N, D]
     try: x = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
     except Exception as e: raise DataError(_why(e)) from e
     if not isinstance(x, torch.Tensor): raise DataError(f"holds a {type(x).__name__}, not a tensor")
-    if x.dtype not in _FLOATS or x.layout != torch.strided or x.device.type != "cpu":
+    if x.is_nested or x.dtype not in _FLOATS or x.layout != torch.strided or x.device.type != "cpu":
         raise DataError(f"holds {x.layout} {x.dtype} on {x.device}, not plain float16, bfloat16, float32 or float64 numbers".replace("torch.", ""))
     if not (x.ndim in (1, 2) or x.ndim == 3 and 1 in x.shape[:2]): raise DataError(f"has shape {list(x.shape)}: expected [N, D], [N, 1, D] or [D]")
     if x.numel() == 0: raise DataError(f"is empty: shape {list(x.shape)}")
@@ -423,6 +423,7 @@ def save_features_to_hdf5(
     if dtype not in ("float16", "float32"): raise DataError(f'dtype={dtype!r}: choose "float16" or "float32"')
     if workers < 1: raise DataError(f"workers={workers}: at least 1")
     if out.is_dir(): raise DataError(f"{out} is a folder: give the name of a file, such as {out/'features.h5'}")
+    if out.exists() and out.stat().st_size and not h5py.is_hdf5(out): raise DataError(f"{out} is there already and is no HDF5 file: choose another name, or delete it if it is of no use")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _alone(out):

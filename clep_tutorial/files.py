@@ -49,6 +49,7 @@ def atomic_path(
 ):
     "A temporary path beside `path`: renamed to it if the block succeeds, removed if it does not, so `path` is never half-written"
     path = Path(path)
+    if path.is_dir(): raise DataError(f"{path} is a folder: give the name of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

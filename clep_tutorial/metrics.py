@@ -27,7 +27,8 @@ class RankCounts(NamedTuple):
 
 # %% ../nbs/lessons/08_metrics.ipynb #790cc686
 def _tensor(x):
-    "`x` as a tensor; an array that may not be written to (pandas gives such) is copied first"
+    "`x` (a tensor, an array, a list, a column of a table) as a tensor; an array that may not be written to is copied first"
+    if hasattr(x, "to_numpy"): x = x.to_numpy()
     return torch.as_tensor(x.copy() if isinstance(x, np.ndarray) and not x.flags.writeable else x)
 
 def _check_sim(sim, positives):
@@ -77,6 +78,7 @@ def count_ranks(
     missing:str="error", # Queries without a right answer: "error", or "skip" to leave them out of every average
 )->RankCounts: # On the CPU, wherever `sim` was
     "Count, per query, what lies above, at, and right at the best right score; `ValueError` for NaN, wrong shapes or queries without a right answer"
+    if not tol >= 0: raise ValueError(f"tol must be at least 0, got {tol}")
     sim, positives = _check_sim(sim, positives)
     if not sim.shape[1]: raise ValueError(f"the gallery is empty: scores have shape {list(sim.shape)}")
     return _check_missing(RankCounts(*_count(sim, positives, tol), sim.shape[1]), missing)
@@ -252,6 +254,7 @@ def retrieval_ranks(
     missing:str="error", # Queries without a right answer: "error" or "skip"
 )->RankCounts: # On the CPU
     "The counts of `count_ranks(queries @ gallery.T, ...)` without the [Q, G] matrix: memory grows with `block` × G only"
+    if not tol >= 0: raise ValueError(f"tol must be at least 0, got {tol}")
     q, g, qi, gi = _check_vectors(queries, gallery, query_ids, gallery_ids)
     device = torch.device(device) if device is not None else q.device
     g, gi = g.to(device, torch.float32), gi.to(device)
@@ -259,7 +262,9 @@ def retrieval_ranks(
     tiles = [np.zeros((5, 0), np.int64)]
     for i in range(0, len(q), rows):
         x = q[i:i+rows].to(device, torch.float32)
-        tiles.append(_count(x @ g.T, qi[i:i+rows].to(device)[:, None] == gi[None], tol*longest*x.norm(dim=1, keepdim=True)))
+        reach = longest*x.norm(dim=1, keepdim=True)                          # no score is larger
+        if not reach.isfinite().all(): raise ValueError("vectors so long that their products overflow float32: divide them by their lengths")
+        tiles.append(_count(x @ g.T, qi[i:i+rows].to(device)[:, None] == gi[None], tol*reach))
     return _check_missing(RankCounts(*np.concatenate(tiles, 1), len(g)), missing)
 
 # %% ../nbs/lessons/08_metrics.ipynb #9055738b
@@ -270,6 +275,7 @@ def bootstrap_means(
     groups=None, # Cluster of each query [Q], for example its video: whole clusters are drawn; None: single queries
 )->np.ndarray: # [n]
     "Means of `n` resamples with replacement; NaN values (queries without an answer) are left out"
+    if n < 1: raise ValueError(f"n must be at least 1 resample, got {n}")
     values = np.asarray(values, dtype=np.float64)
     groups = np.arange(len(values)) if groups is None else np.asarray(groups)
     if values.ndim != 1 or groups.shape != values.shape:
@@ -290,6 +296,7 @@ def bootstrap_interval(
     level:float=.95, # Share of the resampled means inside the interval
 )->tuple[float, float]: # (low, high)
     "Percentile bootstrap interval of the mean of `values`, by query or by cluster (Efron 1979)"
+    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
     tail = (1 - level)/2
     low, high = np.quantile(bootstrap_means(values, n, seed, groups), [tail, 1 - tail])
     return float(low), float(high)

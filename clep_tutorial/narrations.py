@@ -139,6 +139,7 @@ def _videos(path):
                     raise DataError(f"{path} looks like ego4d.json or all_narrations_redacted.json, which have another layout: {_GET}")
                 if not isinstance(video, dict):
                     raise DataError(f"{path} holds no narrations ({uid[:60]!r} is no video but of type {type(video).__name__}): {_GET}")
+                if _string(uid) != uid: raise DataError(f"{path} holds a video uid that is no plain text ({ascii(uid)[:60]}): download it again")
                 if uid in seen: raise DataError(f"{path} holds video {uid[:60]!r} twice: download it again")
                 seen.add(uid)
                 yield uid, video
@@ -162,7 +163,7 @@ def _read_table(narration_json, uids=None, progress=False)->pa.Table:
     wanted, tables, videos = None if uids is None else {uids} if isinstance(uids, str) else set(uids), {}, 0
     for uid, video in tqdm(_videos(narration_json), desc="read narrations", unit=" videos", disable=not progress):
         videos += 1
-        if wanted is None or uid in wanted: tables[_string(uid)] = _video_table(narration_json, uid, video)
+        if wanted is None or uid in wanted: tables[uid] = _video_table(narration_json, uid, video)
     table = pa.concat_tables([tables.pop(uid) for uid in sorted(tables)] or [_SCHEMA.empty_table()]).unify_dictionaries().combine_chunks()
     if not len(table):
         asked = "" if wanted is None else f", or none for the {len(wanted)} asked for"
@@ -251,8 +252,10 @@ def benchmark_uids(
     return _held_out(_ego4d_videos(ego4d_json))
 
 def _held_out(videos):
-    why = {v["video_uid"]: ", ".join(f"{k} {v[k]}" for k in sorted(v) if k.startswith("split_") and v[k] not in (None, "train")) for v in videos}
-    return {uid: reason for uid, reason in why.items() if reason}
+    held = {}
+    for v in videos:
+        if why := ", ".join(f"{k} {v[k]}" for k in sorted(v) if k.startswith("split_") and v[k] not in (None, "train")): held[v["video_uid"]] = why
+    return held                                      # a video that is listed twice is held out if either says so
 
 # %% ../nbs/lessons/02_narrations.ipynb #77027533
 def _hash01(uid, seed):
@@ -296,7 +299,7 @@ def _about_videos(uids, videos, feature_rows, keep_benchmark)->tuple:
     rows = feature_rows if feature_rows is not None else {}
     unknown, benchmark = (np.array([not keep_benchmark and test(u) for u in uids], bool) for test in (lambda u: u not in known, lambda u: u in held))
     no_features = np.array([feature_rows is not None and not rows.get(u) for u in uids], bool)
-    end = np.array([min(known.get(u, math.inf), (rows[u] + 1)*_SECONDS_PER_ROW if u in rows else math.inf) for u in uids], float)
+    end = np.array([min(known.get(u, math.inf), (rows[u] + 1)*_SECONDS_PER_ROW if rows.get(u) else math.inf) for u in uids], float)
     return unknown, benchmark, no_features, end
 
 _SUMMARY, _UNSURE = (re.compile(rf"#{tag}\b", re.IGNORECASE) for tag in ("summary", "unsure"))

@@ -32,7 +32,7 @@ def get_start_end_idx(
     if feature_per_sec <= 0 or nf < 1: raise DataError(f"a video of {nf} rows at {feature_per_sec} rows/s has nothing to take: drop its narrations")
     if t2 < 0: raise DataError(f"window {t1}..{t2} s ends before the video starts: drop the narration (see `inside`)")
     if t2 < t1: raise DataError(f"window {t1}..{t2} s ends before it starts: swap its ends")
-    start, last = (min(max(0, math.floor(t*feature_per_sec)), nf - 1) for t in (t1, t2))
+    start, last = (math.floor(min(max(0, t*feature_per_sec), nf - 1)) for t in (t1, t2))
     return start, last + 1
 
 # %% ../nbs/lessons/03_windows.ipynb #3a929017
@@ -46,6 +46,7 @@ def _times(ts)->np.ndarray: # [N]; whatever is not finite is NaN
 def _codes(groups, n)->np.ndarray: # [N] whole numbers from 0
     "A number per group; None means that all narrations are one group"
     if groups is None: return np.zeros(n, np.intp)
+    if np.ndim(groups) != 1: raise DataError("groups must be one id per narration, a number or a string: with pandas, frame.groupby(['uid', 'pass']).ngroup()")
     if len(groups) != n: raise DataError(f"{len(groups)} groups for {n} timestamps: give one group per narration")
     return np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
 
@@ -150,7 +151,7 @@ def _check_inside(t, n, rate, outside):
     "`DataError` for times that have no row, or that the caller does not want"
     if outside not in ("clamp", "error"): raise DataError(f'outside={outside!r}: choose "clamp" or "error"')
     if not 0 < rate < math.inf: raise DataError(f"rate={rate}: give rows per second, {RATE} for Ego4D's features")
-    if (n < 1).any(): raise DataError(f"{(n < 1).sum()} of {len(t)} narrations belong to a video without rows: drop them")
+    if not (n >= 1).all(): raise DataError(f"{(~(n >= 1)).sum()} of {len(t)} narrations belong to a video without rows: drop them")
     if np.isnan(t).any(): raise DataError(f"{np.isnan(t).sum()} of {len(t)} timestamps are not finite: drop them (see `inside`)")
     if outside == "error" and (bad := ~inside(t, n, rate)).any():
         i = bad.argmax()
@@ -170,6 +171,7 @@ def window_rows(
 )->tuple[np.ndarray, np.ndarray]: # (start [N], end [N]) int64, 0 <= start < end <= n_rows; end is exclusive
     "Each narration's rows. Equal to `get_start_end_idx` on `window_seconds`, one call for all; never empty. `DataError` for a time that is not finite"
     t = _times(ts)
+    if np.size(n_rows) not in (1, len(t)): raise DataError(f"{np.size(n_rows)} numbers of rows for {len(t)} timestamps: give one per narration, or one for all")
     n = np.broadcast_to(np.asarray(n_rows), t.shape)
     _check_inside(t, n, rate, outside)
     t1, t2 = window_seconds(t, strategy, offset, groups, alpha)
