@@ -260,7 +260,7 @@ def non_overlapping(
 )->list: # Indices, best first
     "Non-maximum suppression: take the best, drop what overlaps with it, and so on"
     left, found = np.array(scores, np.float32), []
-    while len(found) < top and np.isfinite(best := left.max(initial=-np.inf)):
+    while len(found) < top and np.isfinite(left.max(initial=-np.inf)):
         i = int(left.argmax())
         found.append(i)
         left[max(0, i - reach + 1):i + reach] = -np.inf
@@ -327,18 +327,21 @@ def _reach(span, step)->int:
     return max(1, math.ceil((span[1] - span[0])/step - 1e-9))
 
 def _best_moments(
-    videos, # Yields (uid, vectors [n, P])
+    blocks, # Yields (uids, moments of each, vectors [their sum, P])
     queries:torch.Tensor, # [Q, P]
     top:int, reach:int, # As in `non_overlapping`
 )->tuple: # (per query a list of (-score, uid, i), moments seen, mean [Q], spread [Q])
     "The best moments of a stream of videos; what is kept in memory does not grow with their number"
     best, n, total, square = [[] for _ in queries], 0, np.zeros(len(queries)), np.zeros(len(queries))
-    for uid, v in videos:
-        scores = (queries @ v.float().T).numpy()
-        n, total, square = n + len(v), total + scores.sum(1, dtype=np.float64), square + (scores.astype(np.float64)**2).sum(1)
+    for uids, sizes, v in blocks:
+        scores, start = (queries @ v.float().T).numpy(), np.cumsum([0, *sizes])
+        n, total, square = n + len(v), total + scores.sum(1, dtype=np.float64), square + np.square(scores).sum(1, dtype=np.float64)
         for q, s in enumerate(scores):
-            if len(best[q]) == top and -s.max() >= best[q][-1][0]: continue
-            best[q] = sorted(best[q] + [(-float(s[i]), uid, i) for i in non_overlapping(s, top, reach)])[:top]
+            highest = np.maximum.reduceat(s, start[:-1])                             # of each video
+            for k in np.argsort(-highest, kind="stable"):
+                if len(best[q]) == top and -highest[k] >= best[q][-1][0]: break      # no later video can have a better one
+                found = non_overlapping(s[start[k]:start[k + 1]], top, reach)
+                best[q] = sorted(best[q] + [(-float(s[start[k] + i]), uids[k], i) for i in found])[:top]
     mean = total/max(n, 1)
     return best, n, mean, np.sqrt(np.maximum(square/max(n, 1) - mean**2, 1e-12))
 
@@ -360,14 +363,18 @@ class MomentIndex:
 
     def __repr__(self): return f"MomentIndex({self.path.name}: {len(self):,} moments of {len(self.uids):,} videos, one every {self.step:g} s)"
 
-    def videos(self,
-        uids=None, # Which; None: all
-    ): # Yields (uid, vectors [n, P] float16)
-        "One video after the other"
+    def blocks(self,
+        uids=None, # Which videos; None: all
+        most:int=1 << 16, # Moments per block, if a video does not have more
+    ): # Yields (uids, moments of each, vectors float16 [their sum, P])
+        "Videos that lie side by side, read together"
+        spans = [(u, *self._where[u]) for u in (self.uids if uids is None else uids)]
         with h5py.File(self.path) as f:
-            for uid in self.uids if uids is None else uids:
-                a, b = self._where[uid]
-                yield uid, torch.from_numpy(f["vectors"][a:b])
+            while spans:
+                k = 1
+                while k < len(spans) and spans[k][1] == spans[k - 1][2] and spans[k][2] - spans[0][1] <= most: k += 1
+                some, spans = spans[:k], spans[k:]
+                yield [u for u, _, _ in some], [b - a for _, a, b in some], torch.from_numpy(f["vectors"][some[0][1]:some[-1][2]])
 
 # %% ../nbs/lessons/10_retrieval.ipynb #ed233d51
 def index_fingerprint(
@@ -489,9 +496,9 @@ def _moments(run, features, uids, step, save, progress):
         for u in uids: features.n_rows(u)            # an unknown one is an error
         if not uids: raise DataError("uids is empty: name a video, or leave it out to search all")
     index = open_index(run, features, step=step, progress=progress, build=uids is None) if save else None
-    if index: return index.videos(uids)
+    if index: return index.blocks(uids)
     some = tqdm(features.uids if uids is None else uids, desc="search", unit=" videos", leave=False, disable=not progress)
-    return ((u, moment_vectors(run, features, u, step)[1]) for u in some)
+    return (([u], [len(v)], v) for u in some for v in moment_vectors(run, features, u, step)[1:])
 
 # %% ../nbs/lessons/10_retrieval.ipynb #f6bab718
 class _ToyWords:
@@ -638,12 +645,12 @@ def plot_map(
         _, ax = plt.subplots(figsize=(9, 6), layout="constrained")
     label = _labels(points, color)
     names = label[label != ""].value_counts().index[:most]
-    for i, name in enumerate([None, *names]):
+    for name, colour in zip([None, *names], ["0.8", *(f"C{i % 10}" for i in range(len(names) + 2) if i % 10 != 7)]):      # C7 is grey
         here = points[label == name] if name is not None else points[~label.isin(names)]
         for kind, style in (("video", dict(s=9, alpha=.55, lw=0)), ("text", dict(s=38, marker="D", ec="white", lw=.6, zorder=3))):
             part = here[here.kind == kind]
-            ax.scatter(part.x, part.y, color="0.8" if name is None else f"C{i - 1}", **style | (dict(s=14) if name is None and kind == "text" else {}))
-        if name is not None: ax.scatter([], [], color=f"C{i - 1}", label=name)
+            ax.scatter(part.x, part.y, color=colour, **style | (dict(s=14) if name is None and kind == "text" else {}))
+        if name is not None: ax.scatter([], [], color=colour, label=name)
     shown = f"{points.attrs['shown']:.0%} of the variance" if "shown" in points.attrs else ""
     ax.set(xlabel="first principal component", ylabel="second", title=title or f"Clips (dots) and sentences (diamonds): {shown}")
     ax.set_aspect("equal", "datalim"); ax.spines[["top", "right"]].set_visible(False)
@@ -665,7 +672,7 @@ def space_stats(
     *,
     k:int=10, # Length of the list, for hubs
 )->dict: # alignment, uniformity of both sides, gap, hub_skew, never
-    "How a joint space is shaped, in five numbers"
+    "How a joint space is shaped, in six numbers"
     v, t, ids = (torch.as_tensor(x) for x in (v, t, ids))
     said = t[torch.from_numpy(np.unique(ids.numpy(), return_index=True)[1])]         # each sentence once
     spread = lambda x: float(torch.pdist(x.double()).square().mul(-2).exp().mean().log())
