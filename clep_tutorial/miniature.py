@@ -179,14 +179,14 @@ def plot_acts(
 WEARERS, STEP = 16, 8                                # people with a camera; frames between two looks at the world (a row sees four)
 WEIGHTS = dict(view=.4, verb=.4, own=.3, phase=.3, noun=.6, scene=.3, wearer=.25)   # how much each part of a moment changes its look
 REVERSED = {"put": "take", "close": "open", "turn off": "turn on", "loosen": "tighten", "push": "pull"}
-FLIPPED = .7                                         # share of the angles that a camera on the chest turns by half a circle
+FLIPPED = .75                                        # share of the angles that a camera on the chest turns by half a circle
 
 class World:
     "What can happen and how it looks: the same for every seed of a miniature, so what is learned in one holds in the next"
     def __init__(self,
         dim:int=1536, # Numbers per feature row
         *,
-        code:int=24, # Numbers of the hidden code that all of them are made of
+        code:int=28, # Numbers of the hidden code that all of them are made of
     ):
         self.dim, self.code, self.scenes, self.verbs = dim, code, list(SCENES), sorted(WORDS)
         self.pairs = {s: scene_pairs(s) for s in SCENES}
@@ -198,6 +198,8 @@ class World:
         self._angles = {kind: WEIGHTS[kind]*normal(n, 256) for kind, n in kinds.items()}
         self._shift, self._mix, self._spread, self._level = normal(256), normal(256, code)/128**.5, normal(code, dim)/code**.5, normal(dim)
         self._half = np.pi*(rng.random(256) < FLIPPED).astype(np.float32)
+
+    def wearers(self, scene:str)->list: return [w for w, scenes in enumerate(self.homes) if scene in scenes]
 
     @staticmethod
     def mount(wearer:int)->str: return ("head", "chest")[wearer % 2]     # where this person's camera sits
@@ -235,10 +237,10 @@ def simulate_video(
     seed:int, # Of the miniature
     i:int, # Number of the video in it; its fate depends on nothing else
 )->Video:
-    "Who films, where, for how long, and what happens"
-    rng = _rng(seed, i, 0)
-    uid, wearer, n_frames = _uuid(rng), int(rng.integers(WEARERS)), int(rng.uniform(210, 450)*30)
-    scene = _one_of(rng, world.homes[wearer])
+    "Who films, where, for how long, and what happens. Nine videos in a row are in nine places"
+    rng, (turn, at) = _rng(seed, i, 0), divmod(i, len(world.scenes))
+    scene = world.scenes[_rng(seed, 10**6, turn).permutation(len(world.scenes))[at]]
+    uid, wearer, n_frames = _uuid(rng), _one_of(rng, world.wearers(scene)), int(rng.uniform(210, 450)*30)
     return Video(uid, scene, wearer, n_frames, act_chain(rng, scene, n_frames/30, company=rng.random() < .35))
 
 # %% ../nbs/lessons/00_miniature.ipynb #98d1aecf
@@ -264,7 +266,7 @@ def smooth_noise(rng, n, dim, keep)->np.ndarray: # [n, dim] float32, standard no
     for i in range(1, n): x[i] = np.float32(keep)*x[i - 1] + new*x[i]
     return x
 
-SWAY, GRAIN = .3, .3                                 # how strong the camera's motion and the network's noise are
+SWAY, GRAIN = .25, .3                                # how strong the camera's motion and the network's noise are
 
 def feature_rows_of(
     world:World,
@@ -305,7 +307,7 @@ def smooth_noise(rng, n, dim, keep)->np.ndarray: # [n, dim] float32, standard no
     for i in range(1, n): x[i] = np.float32(keep)*x[i - 1] + new*x[i]
     return x
 
-SWAY, GRAIN = .3, .3                                 # how strong the camera's motion and the network's noise are
+SWAY, GRAIN = .25, .3                                # how strong the camera's motion and the network's noise are
 
 def feature_rows_of(
     world:World,
@@ -522,7 +524,7 @@ def _write_answers(folder, videos, told, settings):
     _write_json(folder/"miniature.json", {**settings, "files": files})
 
 # %% ../nbs/lessons/00_miniature.ipynb #7e371b79
-VERSION = 4                                          # of the world; another version is another world
+VERSION = 6                                          # of the world; another version is another world
 _OWN, _PART = (FEATURES, "annotations", "ego4d.json", "miniature"), ".miniature.unfinished"
 
 def _is_written(out, settings)->bool:
