@@ -88,7 +88,8 @@ def load_sentence_model(
 ):
     "A `SentenceTransformer`; `DataError` with the ways out if it cannot be had. Looks at this machine first and at the hub only then"
     name, device = str(name), _device(device)
-    local = _minilm_folder() if name == "minilm" else Path(name) if Path(name).is_dir() else None
+    if not name.strip(): raise DataError("the name of the sentence model is empty: give one, such as minilm (--text-model minilm)")
+    local = _minilm_folder() if name == "minilm" else Path(name) if os.path.isdir(name) else None
     from sentence_transformers import SentenceTransformer
     with _quiet():
         try: model = SentenceTransformer(str(local or name), device=device, local_files_only=True)
@@ -144,7 +145,7 @@ def _model_name(model)->str: return getattr(model, "clep_name", type(model).__na
 def _encode(model, texts, batch_size)->np.ndarray: # [n, D]
     "Vectors of `texts`, in their order, as the model gives them"
     with _quiet(): vectors = np.asarray(model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True), np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+    if vectors.ndim != 2 or not vectors.shape[1] or len(vectors) != len(texts) or not np.isfinite(vectors).all():
         raise DataError(f"the sentence model {_model_name(model)!r} did not give a finite vector for each sentence: use another")
     return vectors
 

@@ -438,7 +438,7 @@ def _scan(f)->dict: # uid -> (rows, offset; None if not one plain block)
     found, kinds = {}, set()
     def visit(uid, item):                            # never called for links, which might point outside
         if not isinstance(item, h5py.Dataset): return
-        if item.is_virtual or item.external or item.ndim < 2 or item.dtype.kind != "f": raise KeyError(uid)
+        if item.is_virtual or item.external or item.ndim < 2 or not item.shape[-1] or item.dtype.kind != "f": raise KeyError(uid)
         found[uid] = (item.size//item.shape[-1], item.id.get_offset())
         kinds.add((item.shape[-1], item.dtype))
     f.visititems(visit)
@@ -468,7 +468,7 @@ class _Contents:
         else: self._where, self.dim, self.dtype = _scan(f)
         width = self.dim*self.dtype.itemsize
         if not 0 < self.rate < float("inf"): raise ValueError("rate")
-        if not self._where or any(n < 0 or at is not None and not 0 <= at <= self._opened[0] - n*width for n, at in self._where.values()): raise ValueError("outside")
+        if not self._where or self.dim < 1 or any(type(n) is not int or n < 0 or at is not None and not 0 <= at <= self._opened[0] - n*width for n, at in self._where.values()): raise ValueError("outside")
 
     @property
     def uids(self)->list:

@@ -87,6 +87,7 @@ def pool_windows(
     length = end - start
     if pool == "sample":
         u = torch.as_tensor(sample_draws(len(start), n_sample, seed) if draws is None else draws)      # [W, K]
+        if len(u) != len(start): raise DataError(f"draws for {len(u)} windows, but there are {len(start)}: give one line per window")
         part = (torch.arange(u.shape[1]) + u)/u.shape[1]
         at = torch.minimum((part*length[:, None]).long(), length[:, None] - 1)   # (k+u)/K may round up to 1
         return rows[(start[:, None] + at).to(rows.device)].mean(1)
@@ -107,7 +108,8 @@ def _open(features, narrations, embeddings)->tuple:
 
 def _check_sentences(frame, embeddings):
     "`sentence_id` must mean the same sentence in both files"
-    one = frame.drop_duplicates("sentence_id")
+    if frame["sentence_id"].dtype.kind not in "iu": raise DataError("the narrations table's sentence_id is no column of whole numbers: make it with `clep prepare narrations`")
+    one = frame.drop_duplicates(["sentence_id", "text"])
     ids, known = one["sentence_id"].to_numpy(), embeddings.sentences
     if not all(0 <= i < len(known) and known[i] == t for i, t in zip(ids, one["text"])):
         raise DataError(f"{getattr(embeddings, 'path', 'the embeddings')} was made from other narrations: run `clep prepare narrations` again")
@@ -244,6 +246,7 @@ def _index(idx, n)->torch.Tensor: # int64 [B]; a tensor stays on its device
     "Any way to say which of `n`, as a list of whole numbers"
     if isinstance(idx, slice): return torch.arange(n)[idx]
     idx = (idx if isinstance(idx, torch.Tensor) else torch.from_numpy(np.array(idx))).reshape(-1)
+    if idx.is_floating_point() and len(idx): raise DataError(f"{idx.dtype} says no pairs: give whole numbers, or a mask of True and False")
     if idx.dtype != torch.bool: return idx.long()
     if len(idx) != n: raise DataError(f"a mask of {len(idx)} for {n} pairs: give one value per pair")
     return idx.nonzero().reshape(-1)
@@ -315,6 +318,7 @@ def load_pairs(
     require_file(folder/"pairs.json", "build the table with `build_pairs` and save it again")
     try:
         arrays = {n: torch.from_numpy(np.load(folder/f"{n}.npy", mmap_mode="c" if mmap else None, allow_pickle=False)) for n in _ARRAYS}
+        if not ((0 <= arrays["sentence_id"]) & (arrays["sentence_id"] < len(arrays["text"]))).all(): raise ValueError("sentence_id")
         return PairTable(**arrays, frame=pd.read_parquet(folder/"frame.parquet"), counts=read_json(folder/"pairs.json")["counts"])
     except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"{folder} is damaged or no pair table: build the table with `build_pairs` and save it again") from e
 
