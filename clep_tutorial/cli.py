@@ -95,6 +95,7 @@ def say(
 def _call(argv)->int:
     "Let Typer do its work; it answers with a number, with None, with an exception or with SystemExit"
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_MININTERVAL", "10")      # a log file needs no moving bar
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # PyTorch's threads wait without spinning: many times as fast where other programs run too
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")      # a narration may hold what this terminal cannot show
     try:

@@ -532,6 +532,7 @@ def _is_written(out, settings)->bool:
     try: found = json.loads((out/"miniature"/"miniature.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return False
     size = lambda name: (out/name).stat().st_size if (out/name).is_file() else None
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict): return False
     return all(found.get(k) == v for k, v in settings.items()) and all(size(name) == n for name, n in found["files"].items())
 
 def _remove(path): shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
@@ -551,16 +552,17 @@ def write_miniature(
     names = {p.name for p in out.iterdir()} if out.exists() else set()
     if names and not names & {"miniature", _PART}: raise ValueError(f"{out} is not empty and no miniature: give a new folder")
     if _is_written(out, settings): return out
-    try:
-        _remove(out/_PART)                           # left by a run that was killed
-        (out/_PART).mkdir(parents=True)
-        _write_all(out/_PART, settings, progress)
-        for name in reversed(_OWN): _remove(out/name)                    # the list of files goes first and comes last:
-        for name in _OWN: os.replace(out/_PART/name, out/name)           # whoever finds it finds all the rest
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise OSError(e.errno, f"no room left to write {out}: free some space or choose another folder, then run the same command again") from e if full else e
-    finally: shutil.rmtree(out/_PART, ignore_errors=True)
+    _remove(out/_PART)                               # left by a run that was killed
+    (out/_PART).mkdir(parents=True)
+    try: _write_all(out/_PART, settings, progress)
+    except BaseException as e:                       # Ctrl-C too
+        _remove(out/_PART)
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(e.errno, f"no room left to write {out}: free some space or choose another folder, then run the same command again") from e
+        raise
+    for name in reversed(_OWN): _remove(out/name)                        # the list of files goes first and comes last:
+    for name in _OWN: os.replace(out/_PART/name, out/name)               # whoever finds it finds all the rest
+    _remove(out/_PART)
     return out
 
 # %% ../nbs/lessons/00_miniature.ipynb #dab6db3e

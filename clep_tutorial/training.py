@@ -407,7 +407,7 @@ def plot_log(
         axes[1].yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     for ax in axes:
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(.5, 1)); ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 def _png(figure)->bytes:
@@ -461,34 +461,6 @@ def _to_board(board, row):
     board.flush()
 
 # %% ../nbs/lessons/07_training.ipynb #b015814e
-def fit(
-    pairs:PairTable, # With the column `split`: "train" is trained on, "val" held out
-    out:str|Path, # The run directory
-    config:TrainConfig=TrainConfig(), # All settings
-    *,
-    resume:bool=False, # Go on with the run that is in `out`, if there is one
-    card:dict|None=None, # More for the run card: {"pairs": {…}, "data": {"work": …, "text_model": …}}
-    progress:bool=True, # Show a bar, and a line per epoch?
-    sampler=shuffled_batches, # (training pairs, batch_size, generator, model) -> index tensors, one per batch
-    callback=None, # Called with the log so far, a list of dicts, after every epoch: `LiveCurve()`
-    tensorboard:bool=False, # Write `out/tensorboard` too?
-)->Run:
-    "Train a `ClipModel`; every epoch leaves a checkpoint from which the same call with `resume=True` goes on exactly"
-    out, device = Path(out), pick_device(config.device)
-    train, val = _parts(pairs, device)
-    if len(train) < config.batch_size:
-        warnings.warn(f"batch_size={config.batch_size} is more than the {len(train)} training pairs: using {len(train)}", stacklevel=2)
-        config = replace(config, batch_size=len(train))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):       # leave the caller's random numbers alone
-        torch.manual_seed(config.seed)
-        model = ClipModel(train.text.shape[1], train.video.shape[1], hidden=config.hidden, dim=config.dim, dropout=config.dropout, **LOSSES[config.loss].start).to(device)
-        card = _run_card(pairs, train, val, config, model, sampler, card)
-        saved = _saved_state(out, card, resume)
-        board = _board(out, tensorboard, saved["epoch"] if saved else 0)
-        _prepare_folder(out, card, saved)
-        _loop(model, train, val, config, out, saved, sampler, progress, callback, board)
-    return open_run(out, str(device))
-
 def _loop(model, train, val, config, out, saved, sampler, progress, callback, board):
     "The epochs that are still to do, then the last files"
     optimizer, done, log, best = _optimizer(model, config), 0, [], None
@@ -522,3 +494,32 @@ def _finish(model, val, config, out, log, best):
     counts = held_out_counts(model, val, None, max_pairs=config.eval_pairs) if val else {}
     ways = {way: recall_summary(counts[way]) if counts else None for way in ("text_to_video", "video_to_text")}
     write_json(out/"metrics.json", {**ways, "loss": log[-1]["loss"], "chance_loss": log[-1]["chance_loss"], "epochs": len(log), "seconds": sum(r["seconds"] for r in log), "best": best})
+
+# %% ../nbs/lessons/07_training.ipynb #6261e793
+def fit(
+    pairs:PairTable, # With the column `split`: "train" is trained on, "val" held out
+    out:str|Path, # The run directory
+    config:TrainConfig=TrainConfig(), # All settings
+    *,
+    resume:bool=False, # Go on with the run that is in `out`, if there is one
+    card:dict|None=None, # More for the run card: {"pairs": {…}, "data": {"work": …, "text_model": …}}
+    progress:bool=True, # Show a bar, and a line per epoch?
+    sampler=shuffled_batches, # (training pairs, batch_size, generator, model) -> index tensors, one per batch
+    callback=None, # Called with the log so far, a list of dicts, after every epoch: `LiveCurve()`
+    tensorboard:bool=False, # Write `out/tensorboard` too?
+)->Run:
+    "Train a `ClipModel`; every epoch leaves a checkpoint from which the same call with `resume=True` goes on exactly"
+    out, device = Path(out), pick_device(config.device)
+    train, val = _parts(pairs, device)
+    if len(train) < config.batch_size:
+        warnings.warn(f"batch_size={config.batch_size} is more than the {len(train)} training pairs: using {len(train)}", stacklevel=2)
+        config = replace(config, batch_size=len(train))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):       # leave the caller's random numbers alone
+        torch.manual_seed(config.seed)
+        model = ClipModel(train.text.shape[1], train.video.shape[1], hidden=config.hidden, dim=config.dim, dropout=config.dropout, **LOSSES[config.loss].start).to(device)
+        card = _run_card(pairs, train, val, config, model, sampler, card)
+        saved = _saved_state(out, card, resume)
+        board = _board(out, tensorboard, saved["epoch"] if saved else 0)
+        _prepare_folder(out, card, saved)
+        _loop(model, train, val, config, out, saved, sampler, progress, callback, board)
+    return open_run(out, str(device))

@@ -15,7 +15,7 @@ from clep_tutorial.demo import PICTURES, Demo, Settings
 torch.set_num_threads(1)                            # the models here are tiny
 SMALL = ["--videos", "8", "--epochs", "2"]
 STAGES = {"miniature": "make_miniature", "features": "make_features", "narrations": "make_narrations", "sentences": "make_sentences", "pairs": "make_pairs",
-          "baselines": "make_baselines", "training": "make_run", "searches": "make_searches", "pictures": "make_pictures"}
+          "baselines": "make_baselines", "original": "make_original", "training": "make_run", "searches": "make_searches", "pictures": "make_pictures"}
 
 
 @pytest.fixture(scope="module")
