@@ -17,7 +17,7 @@ from clep_tutorial.training import TrainConfig, _toy_pairs, fit, held_out_counts
 from dataclasses import replace
 from torch import nn
 
-from clep_tutorial.baselines import FAULTS, MODELS, NUMBERS, NeighbourMap, OriginalModel, better_counts, bug_museum, compare, compare_once, inner_splits, neighbour_map, original_recipe, ridge_map, ridge_maps, summarise, table_row, train_with_faults, untrained_model
+from clep_tutorial.baselines import FAULTS, MODELS, NUMBERS, NeighbourMap, OriginalModel, _moments, better_counts, bug_museum, compare, compare_once, inner_splits, neighbour_map, original_recipe, ridge_map, ridge_maps, summarise, table_row, train_with_faults, untrained_model
 
 
 def test_ridge_is_the_least_squares_solution():
@@ -36,9 +36,8 @@ def test_ridge_is_the_least_squares_solution():
 
 
 def test_ridge_in_chunks_and_on_few_pairs():
-    import clep_tutorial.baselines as baselines
     toy = _toy_pairs(n=200, dim=6)
-    for a, b in zip(baselines._moments(toy, chunk=64), baselines._moments(toy)): torch.testing.assert_close(a, b)
+    for a, b in zip(_moments(toy, chunk=64), _moments(toy)): torch.testing.assert_close(a, b)
     few = toy.select(slice(0, 3))                      # fewer pairs than features: no unique line, still finite
     assert all(torch.isfinite(m.weight).all() for m in ridge_maps(few))
     one = toy.select([0, 0])                           # no variance at all

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from clep_tutorial.report import clock, page, search_lines, spread_lines, table_lines, tag
+from clep_tutorial.report import _example, clock, page, search_lines, spread_lines, table_lines, tag
 
 
 def test_text_is_escaped_and_html_is_kept():
@@ -24,7 +24,6 @@ def test_spread_is_said():
 
 
 def test_lines_say_the_numbers():
-    from clep_tutorial.report import _example
     result = _example()
     lines = table_lines(result["table"]["text_to_video"])
     assert len({len(l) for l in lines}) == 1 and lines[5].split() == ["ours", "41.0%", "78.0%", "89.0%", "2"]
@@ -34,7 +33,6 @@ def test_lines_say_the_numbers():
 
 
 def test_the_page_is_whole_and_asks_for_nothing():
-    from clep_tutorial.report import _example
     class Reader(HTMLParser):
         "Keeps the open elements and everything that would be fetched"
         def __init__(self): super().__init__(); self.open, self.seen, self.asks = [], [], []
