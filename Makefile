@@ -15,7 +15,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 BUILD   = $(BIN)/python -m clep_tutorial.build
 SOURCES = settings.ini setup.py constraints.txt
 # two notebooks at a time with one thread each finish sooner than one after the other with two; nothing is fetched from a hub
-QUIET   = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+QUIET   = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test export docs lab bench clean

@@ -117,6 +117,7 @@ def test_split_sentence_finds_verb_and_noun():
 
 
 def test_confusions_agree_with_the_ranks():
+    torch.manual_seed(0)
     toy = _toy_pairs(n=120, sentences=10)
     net = ClipModel(16, 16, hidden=8, dim=8)
     lines = confusions(net, toy)
