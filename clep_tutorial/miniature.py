@@ -252,47 +252,7 @@ def feature_row_frames(
     first = np.minimum(16*np.arange(rows), max(0, n_frames - 32))
     return np.stack([first, np.minimum(first + 32, n_frames)], 1)
 
-def moments(world, video, frames, sway=0.)->np.ndarray: # [n, dim]
-    "What the world looks like at some frames of a video"
-    t = np.asarray(frames)/30
-    acts = [video.acts[i] for i in np.searchsorted([a.end for a in video.acts[:-1]], t, side="right")]
-    start, end, who, verb, noun = zip(*acts)
-    start, end = np.array(start), np.array(end)
-    return world.look(who, verb, noun, [video.scene]*len(t), [video.wearer]*len(t), (t - start)/(end - start), sway)
-
-def smooth_noise(rng, n, dim, keep)->np.ndarray: # [n, dim] float32, standard normal
-    "Noise of which each line keeps a share of the line before: AR(1)"
-    x, new = rng.standard_normal((n, dim), dtype=np.float32), np.float32(np.sqrt(1 - keep**2))
-    for i in range(1, n): x[i] = np.float32(keep)*x[i - 1] + new*x[i]
-    return x
-
-SWAY, GRAIN = .25, .3                                # how strong the camera's motion and the network's noise are
-
-def feature_rows_of(
-    world:World,
-    video:Video,
-    rng:np.random.Generator, # Decides the noise, and only that
-    *,
-    sway:float=SWAY, # Spread of what moves the hidden code: camera, light; slow
-    grain:float=GRAIN, # Spread of what moves each number by itself; quick
-)->np.ndarray: # [rows, dim] float32
-    "The features of a video: each row the mean of what the world looks like in its 32 frames"
-    steps = np.arange(0, video.n_frames, STEP)
-    drift = smooth_noise(rng, len(steps), world.code, .98) + .5*rng.standard_normal(world.code, dtype=np.float32)        # the second part stays for the whole video
-    x = moments(world, video, steps, sway*drift)
-    first, end = -(-feature_row_frames(video.n_frames)//STEP).T
-    rows = np.stack([x[a:b].mean(0) for a, b in zip(first, end)])
-    return rows + grain*smooth_noise(rng, len(rows), world.dim, .7)
-
 # %% ../nbs/lessons/00_miniature.ipynb #32bd1ab8
-def feature_row_frames(
-    n_frames:int, # Frames of the video, 30 per second, at least 1
-)->np.ndarray: # [rows, 2] first frame and end (exclusive)
-    "Which frames each row of the official features sees: 32 at a time, 16 apart; a last row that does not fit sees the final 32"
-    rows = 1 + max(0, -(-(n_frames - 32)//16))       # -(-a//b) rounds up
-    first = np.minimum(16*np.arange(rows), max(0, n_frames - 32))
-    return np.stack([first, np.minimum(first + 32, n_frames)], 1)
-
 def moments(world, video, frames, sway=0.)->np.ndarray: # [n, dim]
     "What the world looks like at some frames of a video"
     t = np.asarray(frames)/30
