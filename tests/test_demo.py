@@ -45,7 +45,7 @@ def test_what_it_leaves(done):
     result = json.loads((done/"metrics.json").read_text())
     assert result["simulated"] is True and {"seed", "settings", "counts", "table", "report", "searches", "log", "seconds", "peak_memory_gb", "hardware", "versions"} <= set(result)
     for way in ("text_to_video", "video_to_text"):
-        assert list(result["table"][way]) == ["chance", "untrained", "ridge map", "original recipe", "ours", "oracle"]
+        assert list(result["table"][way]) == ["chance", "untrained", "ridge map", "original recipe", "nearest clips", "ours", "oracle"]
         for row in result["table"][way].values(): assert set(row) == {"R@1", "R@5", "R@10", "median_rank"} and 0 <= row["R@1"] <= row["R@5"] <= row["R@10"] <= 1
     assert set(result["seconds"]) == set(STAGES) and 0 < result["peak_memory_gb"] < 3
     for s in result["searches"]:
