@@ -68,7 +68,7 @@ class RidgeMap:
         return F.normalize(x.float() - self.text_mean.to(x.device), dim=-1)
 
 # %% ../nbs/lessons/07b_baselines.ipynb #24c5486b
-PENALTIES = tuple(10.**k for k in range(-4, 5))      # times the mean eigenvalue of the features' covariance
+PENALTIES = tuple(10.**k for k in range(-3, 5))      # times the mean eigenvalue of the features' covariance
 
 def _moments(train, chunk:int=8192)->tuple: # (mean of x [D], mean of y [T], covariance [D, D], cross-covariance [D, T]), float64
     "All that a straight line needs to know of the data, chunk by chunk, so that millions of pairs fit too"

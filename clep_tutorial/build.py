@@ -31,8 +31,7 @@ __all__ = ['Cell', 'parse_cell', 'read_cells', 'notebooks', 'write_notebook', 'f
            'indent_code', 'pytest_text', 'BuildError', 'default_exp', 'settings', 'export_tests', 'plain_markdown',
            'move_links', 'readme_text', 'render_readme', 'reference_text', 'cell_problems', 'fence_problems', 'links',
            'page_name', 'sidebar_pages', 'page_problems', 'source_problems', 'check_site', 'project_root', 'generated',
-           'changes', 'stale_modules', 'untracked', 'TestTitles', 'colab_link', 'PageLinks', 'export', 'readme',
-           'clean', 'sync', 'check', 'main']
+           'changes', 'stale_modules', 'untracked', 'TestTitles', 'export', 'readme', 'clean', 'sync', 'check', 'main']
 
 # %% ../nbs/howto/23_building.ipynb #1a1e229b
 @dataclass
@@ -560,27 +559,6 @@ class TestTitles:
     def __init__(self, nb=None): pass
     def _test_(self, cell, *name):
         cell.source = f'#| code-fold: show\n#| code-summary: "Test: {" ".join(name).replace("_", " ")}"\n{cell.source}'
-
-# %% ../nbs/howto/23_building.ipynb #23a2d183
-def colab_link(
-    git_url:str, # Where the project lies, on GitHub
-    branch:str, # Which branch
-    path:str, # The notebook, seen from the project's folder
-)->str:
-    "The address that opens a notebook in Colab"
-    return f"https://colab.research.google.com/github/{git_url.removeprefix('https://github.com/')}/blob/{branch}/{path}"
-
-class PageLinks:
-    "For nbdev: link each page to its notebook in Colab, beside the page's table of contents"
-    def __init__(self, nb=None): self.nb = nb
-    def end(self):
-        import yaml
-        root = project_root(Path(self.nb.path_).parent)
-        cfg, head = settings(root), self.nb.cells[0]
-        if head.cell_type != "raw": return
-        href = colab_link(cfg["git_url"], cfg["branch"], Path(self.nb.path_).resolve().relative_to(root).as_posix())
-        matter = _front_matter(head.source) | {"code-links": [{"text": "Open in Colab", "icon": "play-circle", "href": href}]}
-        head.source = f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n"
 
 # %% ../nbs/howto/23_building.ipynb #5397ea12
 def export(

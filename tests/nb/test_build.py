@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from clep_tutorial.build import BuildError, PageLinks, _toy_site, cell_problems, changes, check_site, export_tests, exported_names, fence_problems, free_names, generated, imported_names, indent_code, links, main, move_links, notebooks, page_name, parse_cell, plain_markdown, project_root, pytest_text, read_cells, readme_text, reference_text, render_readme, sidebar_pages, stale_modules, untracked, write_notebook
+from clep_tutorial.build import BuildError, _toy_site, cell_problems, changes, check_site, export_tests, exported_names, fence_problems, free_names, generated, imported_names, indent_code, links, main, move_links, notebooks, page_name, parse_cell, plain_markdown, project_root, pytest_text, read_cells, readme_text, reference_text, render_readme, sidebar_pages, stale_modules, untracked, write_notebook
 
 
 def test_cells_survive_the_file():
@@ -206,17 +206,6 @@ def test_test_titles_are_quarto_options():
     TestTitles()._test_(Toy, "rows_are_whole")
     c = parse_cell("code", Toy.source)
     assert c.options == {"code-fold": "show", "code-summary": '"Test: rows are whole"'} and c.source == "assert 1" and cell_problems(c) == []
-
-
-def test_every_page_opens_in_colab():
-    class Cell_: cell_type, source = "raw", "---\ntitle: Windows\n---\n\n"
-    class Page: cells = [Cell_]
-    with tempfile.TemporaryDirectory() as d:
-        Path(d, "settings.ini").write_text("[DEFAULT]\nuser = us\nlib_name = lib\nbranch = main\ngit_url = https://github.com/%(user)s/%(lib_name)s\n")
-        Page.path_ = write_notebook(f"{d}/nbs/lessons/03_windows.ipynb")
-        PageLinks(Page).end()
-    assert "title: Windows" in Cell_.source and "https://colab.research.google.com/github/us/lib/blob/main/nbs/lessons/03_windows.ipynb" in Cell_.source
-    assert Cell_.source.startswith("---\n") and Cell_.source.endswith("---\n")
 
 
 def test_main_reports_and_fails():
