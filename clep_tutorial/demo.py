@@ -249,7 +249,7 @@ def learning_curve(d:Demo, table:dict)->Figure:
     for name, colour in (("oracle", "tab:purple"), ("original recipe", "tab:brown")):
         figure.axes[-1].axhline(table[name]["R@5"], color=colour, ls=":", lw=1.3, label=name)
     figure.axes[-1].set(ylim=(0, 1))
-    figure.axes[-1].legend(frameon=False, loc="lower right", fontsize=9)
+    figure.axes[-1].legend(frameon=False, loc="lower center", bbox_to_anchor=(.5, 1), ncols=3, fontsize=9)
     return figure
 
 def before_and_after(d:Demo)->Figure:
@@ -274,7 +274,7 @@ def space_map(d:Demo)->Figure:
 
 PICTURES = {
     "learning": ("Learning, epoch by epoch", "Left, the training loss falls away from the loss of a guess. Right, the share of held-out sentences that find their clip among the first five climbs from chance towards the oracle."),
-    "before-after": ("The same 32 held-out pairs, before and after", "Every row is a sentence, every column a clip, red is similar. Before training there is no order. Afterwards the diagonal stands out: most sentences like their own clip best (a green dot). Red blocks beside it are sentences that share a verb or a thing."),
+    "before-after": ("The same 32 held-out pairs, before and after", "Every row is a sentence, every column a clip, red is similar. Before training there is no order. Afterwards the diagonal stands out: a green dot marks a sentence that likes its own clip best. Red blocks beside it are sentences that share a verb or a thing."),
     "timelines": ("A sentence listens to a whole video", "The score at every moment of the video in which the best hit lies, with the three best moments and what an annotator wrote there. Green is where the act truly happens; peaks outside of green are mistakes."),
     "map": ("Seen and said in one space", "Clips and sentences of the held-out videos, flattened to two dimensions. The same thing lies together, whether seen or said. Two dimensions keep only a part of the picture; the title says how much."),
 }

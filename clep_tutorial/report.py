@@ -37,7 +37,7 @@ def _example()->dict:
     table = dict(zip(ROWS, (row(.0066, .032, .063, 128), row(.007, .041, .070, 120), row(.10, .31, .45, 13), row(.22, .52, .68, 5), row(.25, .60, .71, 3), row(.41, .78, .89, 2), row(.41, .87, .97, 2))))
     hit = lambda t, right, what: {"uid": "0123abcd-0000-4000-8000-000000000000", "start_sec": t - 2, "end_sec": t + 2, "score": .5 + t/1e3, "right": right, "truth": what, "scene": "kitchen",
                                   "video_sec": 300., "moments": [[10, 14], [t - 1, t + 2]] if right else [[10, 14]]}
-    search = lambda text: {"text": text, "asked": "cut onion", "chance": .02, "hits": [hit(41, True, "cuts the onion"), hit(128, False, "wipes the <b>table</b>"), hit(77, True, "cuts the onion")]}
+    search = lambda text: {"text": text, "asked": "cut onion", "chance": .02, "hits": [hit(128, True, "cuts the onion"), hit(77, False, "wipes the <b>table</b>"), hit(41, True, "cuts the onion")]}
     return {"simulated": True, "seed": 0, "report": {"text_to_video": {"interval": {"R@5": [.74, .82]}}}, "table": {"text_to_video": table, "video_to_text": table}, "searches": [search("cuts an onion"), search("<script>alert(1)</script>"), search("opens the fridge")],
             "counts": {"videos": 60, "hours": 5.5, "rows": 36_000, "read": 7_608, "kept": 6_191, "dropped": {"benchmark": 841, "no features": 356}, "sentences": 1_619, "train": 5_478, "val": 713, "val_videos": 5, "epochs": 15},
             "seconds": {"miniature": 7.8, "features": .3, "narrations": .1, "sentences": 8.1, "pairs": .2, "baselines": 20., "training": 7.2, "retrieval": 1., "searches": 1., "pictures": 6.},

@@ -121,8 +121,8 @@ def plot_windows(
     for x in ts: ax.axvline(x, color="0.75", lw=.8, zorder=0)
     for y, s in enumerate(strategies):
         t1, t2 = window_seconds(ts, s, offset)
-        for side, colour in enumerate(("tab:blue", "tab:orange")):
-            ax.broken_barh([*zip(t1[side::2], (t2 - t1)[side::2])], (y - .3 + .32*side, .28), color=colour, alpha=.75, lw=.6, ec="white")
+        for side, colour in enumerate(("tab:blue", "tab:orange", "tab:green")):
+            ax.broken_barh([*zip(t1[side::3], (t2 - t1)[side::3])], (y - .3 + .21*side, .19), color=colour, alpha=.75, lw=.6, ec="white")
     ax.set(yticks=range(len(names)), ylim=(len(names) - .5, -.5), xlim=span, xlabel="seconds (vertical lines: narrations)")
     ax.set_yticklabels(names, fontsize=8.5)
     ax.spines[["top", "right"]].set_visible(False)
