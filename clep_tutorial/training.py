@@ -419,7 +419,7 @@ class LiveCurve:
     "A `callback` for `fit`: the curve in the notebook, redrawn in place after every epoch; only the last picture stays"
     def __init__(self): self.handle = None
 
-    def __call__(self, log):
+    def __call__(self, log, model=None):
         from IPython.display import Image, display                               # only notebooks need it
         picture = Image(_png(plot_log(log)))
         if self.handle: self.handle.update(picture)
@@ -484,7 +484,7 @@ def _loop(model, train, val, config, out, saved, sampler, progress, callback, bo
         _write_log(out, log)
         if progress: tqdm.write(_line(row))
         if writer: _to_board(writer, row)
-        if callback: callback(log)
+        if callback: callback(log, model)
     if writer: writer.close()
     if not _is_finished(_read_metrics(out), config.epochs): _finish(model, val, config, out, log, best)
 
@@ -505,7 +505,7 @@ def fit(
     card:dict|None=None, # More for the run card: {"pairs": {…}, "data": {"work": …, "text_model": …}}
     progress:bool=True, # Show a bar, and a line per epoch?
     sampler=shuffled_batches, # (training pairs, batch_size, generator, model) -> index tensors, one per batch
-    callback=None, # Called with the log so far, a list of dicts, after every epoch: `LiveCurve()`
+    callback=None, # Called after every epoch with the log so far (a list of dicts) and the model: `LiveCurve()`
     tensorboard:bool=False, # Write `out/tensorboard` too?
 )->Run:
     "Train a `ClipModel`; every epoch leaves a checkpoint from which the same call with `resume=True` goes on exactly"

@@ -110,7 +110,7 @@ def test_ctrl_c_in_an_epoch(whole, tmp_path, monkeypatch, at):
 
 def test_stopped_again_and_again(whole, tmp_path):
     out = tmp_path/"run"
-    def stop(log): raise KeyboardInterrupt
+    def stop(log, model): raise KeyboardInterrupt
     for _ in range(CONFIG.epochs):
         with pytest.raises(KeyboardInterrupt): fit(_toy_pairs(), out, CONFIG, progress=False, resume=True, callback=stop)
     assert same(fit(_toy_pairs(), out, CONFIG, progress=False, resume=True), whole)
@@ -132,7 +132,7 @@ def test_full_disk_at_the_start(whole, tmp_path, limit, named):
 @unix
 def test_disk_fills_up_later(whole, tmp_path):
     out, before = tmp_path/"run", resource.getrlimit(resource.RLIMIT_FSIZE)
-    def fill(log):
+    def fill(log, model):
         if len(log) == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
     try:
         with pytest.raises(OSError, match="no room left to write .*checkpoint.pt"): fit(_toy_pairs(), out, CONFIG, progress=False, callback=fill)
@@ -143,7 +143,7 @@ def test_disk_fills_up_later(whole, tmp_path):
 
 @pytest.fixture
 def stopped(tmp_path):
-    def stop(log):
+    def stop(log, model):
         if len(log) == 2: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): fit(_toy_pairs(), tmp_path/"run", CONFIG, progress=False, callback=stop)
     return tmp_path/"run"
@@ -239,7 +239,7 @@ def test_what_is_printed(tmp_path, capsys):
 def test_on_cuda(tmp_path):
     config = TrainConfig(epochs=3, batch_size=32, hidden=64, dim=16, dropout=.3, device="cuda")
     whole = fit(_toy_pairs(), tmp_path/"whole", config, progress=False)
-    def stop(log): raise KeyboardInterrupt
+    def stop(log, model): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): fit(_toy_pairs(), tmp_path/"part", config, progress=False, callback=stop)
     again = fit(_toy_pairs(), tmp_path/"part", config, progress=False, resume=True)
     for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()): torch.testing.assert_close(a, b)
