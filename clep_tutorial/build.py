@@ -578,6 +578,7 @@ def readme(
     render_readme(root)
     _write_if_new(root/"nbs"/"reference.md", reference_text(root))
 
+# %% ../nbs/howto/23_building.ipynb #89954953
 def clean(
     root:Path, # The project's folder, which is also the working folder
 ):

@@ -457,6 +457,7 @@ def _write_features(folder, world, seed, videos, roles, records, progress):
     (folder/"manifest.csv").write_text("".join(",".join(r) + "\n" for r in rows), encoding="utf-8")
     (folder/"config.yaml").write_text("simulated: true\nfps: 30\nframe_window: 32\nstride: 16\n", encoding="utf-8")
 
+# %% ../nbs/lessons/00_miniature.ipynb #bda59ce8
 def _write_all(out, settings, progress):
     "All files of a miniature, into an empty folder"
     world, n, seed = World(settings["dim"]), settings["videos"], settings["seed"]
