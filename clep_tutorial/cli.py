@@ -27,10 +27,11 @@ from .files import DataError, read_json, require_file, write_json
 from .report import clock
 
 # %% auto #0
-__all__ = ['INTERRUPTED', 'SHARED', 'app', 'preparing', 'explain', 'say', 'main', 'read_settings', 'settings_map', 'choices',
-           'miniature', 'find_in', 'prepare_features_in', 'read_uids', 'prepare_narrations_in', 'waterfall_text',
-           'prepare_features', 'prepare_narrations', 'prepare_all', 'pairs_key', 'work_pairs', 'train', 'evaluate',
-           'run_pairs', 'search', 'hits_table', 'demo']
+__all__ = ['INTERRUPTED', 'SHARED', 'app', 'preparing', 'FOLDERS', 'explain', 'say', 'main', 'read_settings', 'settings_map',
+           'choices', 'miniature', 'find_in', 'prepare_features_in', 'read_uids', 'prepare_narrations_in',
+           'waterfall_text', 'prepare_benchmark_in', 'prepare_features', 'prepare_narrations', 'prepare_all',
+           'pairs_key', 'work_pairs', 'train', 'benchmarks_of', 'evaluate', 'run_pairs', 'extract', 'search',
+           'hits_table', 'demo']
 
 # %% ../nbs/howto/22_cli.ipynb #c830ba47
 def explain(
@@ -228,11 +229,14 @@ def miniature(
     out:Annotated[Path, typer.Argument(help="Folder to write.")],
     videos:Annotated[int, typer.Option("--videos", min=4, help="How many videos.")]=60,
     seed:_Seed=0,
+    benchmarks:Annotated[bool, typer.Option("--benchmarks/--no-benchmarks", help="Kinetics, Charades-Ego, EgoMCQ and EPIC-KITCHENS files of the same world too.")]=True,
 ):
-    "Write a small simulated world in Ego4D's own formats."
+    "Write a small simulated world in Ego4D's own formats, and the benchmarks in theirs."
+    from clep_tutorial.minibench import write_benchmarks
     from clep_tutorial.miniature import write_miniature
     try: data = write_miniature(out, videos=videos, seed=seed, progress=True)
     except ValueError as e: raise DataError(str(e)) from e
+    if benchmarks: write_benchmarks(data, progress=True, **({} if videos >= 8 else {"mcq": 0}))           # EgoMCQ needs five narrated videos
     print(f"{data}: {videos} simulated videos")
     say(f"next: clep prepare all --data {data}")
 
@@ -302,6 +306,24 @@ def waterfall_text(
     lines += [f"{reason:<12} {-n:>10,} {left:>10,}  {why}" for reason, n, left, why in rows.itertuples() if n]
     return "\n".join([*lines, f"{'kept':<12} {'':>10} {counts['kept']:>10,}"])
 
+# %% ../nbs/howto/22_cli.ipynb #0d92d99a
+FOLDERS = {"kinetics": "kinetics400", "charades": "charades_ego", "epic": "epic"}
+
+def prepare_benchmark_in(
+    name:str, # One of `FOLDERS`
+    data:Path|None, # Folder that holds kinetics400/, charades_ego/ or epic/
+    work:Path, # Folder for prepared files
+    dtype:str="float16", # Or "float32"
+    skip_bad:bool=False, # Leave out what cannot be used?
+)->str: # One line about what there is now
+    "`WORK/kinetics`, `WORK/charades` or `WORK/epic`: labels, and the features of the videos that were found"
+    from clep_tutorial.epic import prepare_epic
+    from clep_tutorial.zeroshot import prepare_charades, prepare_kinetics
+    if data is None: raise typer.BadParameter('which data? Give --data FOLDER, set CLEP_DATA, or write data = "FOLDER" into clep.toml')
+    if not (data/FOLDERS[name]).is_dir(): raise DataError(f"no folder {data/FOLDERS[name]}: put the annotations there, and the features in omnivore_video_swinl below it (`clep extract` makes them from videos)")
+    counts = {"kinetics": prepare_kinetics, "charades": prepare_charades, "epic": prepare_epic}[name](data, work, dtype=dtype, **({} if name == "epic" else {"skip_bad": skip_bad}))
+    return f"{work/name}: " + ", ".join(f"{k} {n:,}" for k, n in counts.items() if isinstance(n, int) and (n or k == "missing"))
+
 # %% ../nbs/howto/22_cli.ipynb #cac1e280
 _Dtype, _Unsure, _Tags = choices("Dtype", "float32", "float16"), choices("Unsure", "drop", "keep"), choices("Tags", "name", "remove")
 _FeatureName = Annotated[str, typer.Option("--features", help="Feature folder of the download.")]
@@ -332,9 +354,11 @@ def prepare_narrations(data:_Data=None, work:_Work=Path("work"), text_model:_Tex
 def prepare_all(data:_Data=None, work:_Work=Path("work"), features:_FeatureName="omnivore_video_swinl", dtype:_AsDtype=_Dtype.float32, uids:_Uids=None, skip_bad:_SkipBad=False,
                 text_model:_TextModel="all-mpnet-base-v2", device:_Device="auto", batch_size:_TextBatch=64, holdout:_Holdout=.1,
                 seed:_Seed=0, unsure:_OnUnsure=_Unsure.drop, min_words:_MinWords=2, tags:_OnTags=_Tags.name, keep_benchmark:_KeepBenchmark=False):
-    "Features, then narrations."
+    "Features, then narrations, then the benchmarks that are there."
     prepare_features(data, work, features, dtype, uids, skip_bad)
     prepare_narrations(data, work, text_model, device, batch_size, holdout, seed, unsure, min_words, tags, keep_benchmark)
+    for name, folder in FOLDERS.items():
+        if (data/folder).is_dir(): print(prepare_benchmark_in(name, data, work, skip_bad=skip_bad))
     say(f"next: clep train --work {work}")
 
 # %% ../nbs/howto/22_cli.ipynb #8d0f9adf
@@ -425,25 +449,36 @@ def _run_line(run)->str:
     return f"{run.path}: {len(run.log)} epochs, loss {last['loss']:.3f} (chance {last['chance_loss']:.3f}){found}"
 
 # %% ../nbs/howto/22_cli.ipynb #40ca926e
-_On = choices("On", "retrieval")
+def benchmarks_of(
+    text:str, # "retrieval,egomcq" or "all"
+)->tuple:
+    "The names in a list with commas; a usage error for one that is unknown"
+    known = ("retrieval", "egomcq", "kinetics", "charades", "epic")
+    found = known if text.strip() == "all" else tuple(dict.fromkeys(x.strip() for x in text.split(",") if x.strip()))
+    if not found or set(found) - set(known): raise typer.BadParameter(f"--on {text!r}: choose from {', '.join(known)} (with commas between), or all")
+    return found
 
 @app.command()
 def evaluate(
     run:Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-    on:_option(_On, "--on", "What to measure.")=_On.retrieval,
+    on:_option(str, "--on", "What to measure: retrieval, egomcq, kinetics, charades, epic, with commas between; or all.")="retrieval",
     work:_option(Path|None, "--work", "Prepared files, if not those of the training.", envvar="CLEP_WORK")=None,
+    data:_Data=None,
     device:_Device="auto",
     as_json:_AsJson=False,
     cache:_option(bool, "--cache/--no-cache", "Keep the pair table in WORK.")=True,
 ):
-    "Measure a run on its held-out videos, beside chance."
-    from clep_tutorial.retrieval import report_table, retrieval_report
+    "Measure a run: numbers with interval and chance, beside what papers report."
+    from clep_tutorial.evaluation import count_lines, evaluate_run, evaluation_pictures, evaluation_table
     from clep_tutorial.training import open_run
-    opened = open_run(run, device)
-    pairs = run_pairs(opened, work, cache)
-    report = retrieval_report(opened.model, pairs)
-    write_json(run/"metrics.json", {**(opened.metrics or {}), "retrieval": report})
-    print(json.dumps(report, indent=1) if as_json else report_table(report).to_string())
+    wanted, opened = benchmarks_of(on), open_run(run, device)
+    pairs = run_pairs(opened, work, cache) if "retrieval" in wanted else None
+    reports = evaluate_run(opened, wanted, work=work, data=data, pairs=pairs)
+    found = {**({"retrieval": reports[wanted.index("retrieval")].get("directions")} if pairs is not None else {}), "benchmarks": reports}
+    write_json(run/"metrics.json", {**(opened.metrics or {}), **found})
+    evaluation_pictures(opened, reports, run, work=work)
+    if as_json: print(json.dumps(reports, indent=1))
+    else: print(*count_lines(reports), "", evaluation_table(reports).to_string(), sep="\n")
 
 def run_pairs(
     run, # An opened run
@@ -456,6 +491,26 @@ def run_pairs(
     pairs = work_pairs(Path(place), how, cache)
     if pairs.fingerprint() != run.card["data"].get("fingerprint"): say(f"warning: {place} is not what {run.path} was trained on: its held-out videos may have been trained on")
     return pairs
+
+# %% ../nbs/howto/22_cli.ipynb #7f92ecd7
+@app.command()
+def extract(
+    videos:Annotated[list[str], typer.Argument(metavar="VIDEOS...", help="Video files, folders of them, or patterns.")],
+    out:_option(Path, "--out", "Folder for one .pt per video."),
+    backbone:_option(str, "--backbone", "omnivore, omnivore:CLONE (a folder), or hf:NAME or hf:FOLDER, a video model of Hugging Face.")="omnivore",
+    fps:_option(float|None, "--fps", "Resample to this rate first. 30 gives 1.875 rows per second for every video, as search and EPIC expect; without it, windows follow each video's own rate, as the original's do.")=None,
+    stereo:_option(bool, "--stereo", "The videos are two pictures side by side: use the left one.")=False,
+    batch_size:_option(int, "--batch-size", "Windows at a time.", min=1)=8,
+    dtype:_AsDtype=_Dtype.float32,
+    half:_option(bool, "--half", "Compute in half precision.")=False,
+    device:_Device="auto",
+):
+    "Features of your own videos, in the layout of Ego4D's."
+    from clep_tutorial.extract import extract_features
+    found = extract_features(videos, out, backbone, fps=fps, stereo=stereo, batch_size=batch_size, dtype=dtype.value, half=half, device=device)
+    for path, why in found["errors"].items(): say(f"left out {path}: {why}")
+    print(f"{out}: {found['made']:,} made, {found['kept']:,} there already, {found['failed']:,} left out; {found['rows']:,} rows; {found['seconds']['total']:.1f} s, of which the backbone {found['seconds']['backbone']:.1f} s")
+    if found["failed"]: raise typer.Exit(1)
 
 # %% ../nbs/howto/22_cli.ipynb #f86049b0
 @app.command()

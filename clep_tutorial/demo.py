@@ -25,23 +25,27 @@ from tqdm.auto import tqdm
 import clep_tutorial
 from .baselines import better_counts, compare_once, neighbour_map, original_recipe, ridge_map, summarise, untrained_model
 from .embeddings import EmbeddingStore, encode_sentences
+from .epic import prepare_epic
+from .evaluation import evaluate_run, published_for
 from .features import FeatureStore, feature_uids, save_features_to_hdf5
 from .files import DataError, atomic_path, read_json, write_json
 from .metrics import chance_counts, retrieval_ranks
+from .minibench import write_benchmarks
 from .miniature import WORDS, oracle_vectors, true_actions, write_miniature
 from .narrations import open_narrations, prepare_narrations
 from .pairs import build_pairs, load_pairs
-from .report import ROWS, page, search_lines, spread_lines, table_lines
+from .report import ROWS, exam_lines, page, search_lines, spread_lines, table_lines
 from .retrieval import gallery_pairs, joint_map, plot_map, plot_similarity, plot_timeline, retrieval_report, search, similarity
 from .windows import ALPHA
+from .zeroshot import prepare_charades, prepare_kinetics
 from .training import TrainConfig, describe_hardware, fit, held_out_counts, open_run, plot_log, recall_summary
 
 # %% auto #0
 __all__ = ['PICTURES', 'code_fingerprint', 'Settings', 'stage', 'peak_memory_gb', 'Demo', 'make_miniature', 'make_features',
            'make_narrations', 'make_sentences', 'window_settings', 'make_pairs', 'both_ways', 'measure',
-           'oracle_counts', 'make_baselines', 'make_original', 'make_run', 'what_happens', 'in_words', 'questions',
-           'check_hits', 'share_of_time', 'make_searches', 'learning_curve', 'before_and_after', 'search_timelines',
-           'space_map', 'make_pictures', 'run_demo', 'summary', 'places']
+           'oracle_counts', 'make_baselines', 'make_original', 'make_run', 'make_benchmarks', 'what_happens',
+           'in_words', 'questions', 'check_hits', 'share_of_time', 'make_searches', 'learning_curve',
+           'before_and_after', 'search_timelines', 'space_map', 'make_pictures', 'run_demo', 'summary', 'places']
 
 # %% ../nbs/howto/21_demo.ipynb #cb1700e8
 def code_fingerprint()->str: # 16 hexadecimal digits
@@ -177,6 +181,17 @@ def make_run(d:Demo)->dict:
     run = fit(d.pairs, d.run_dir, d.config, resume=True, card=card, progress=False)
     return {"ours": measure(d, run.model), "report": retrieval_report(run.model, d.pairs, max_pairs=None), "log": run.log.to_dict("records")}
 
+def make_benchmarks(d:Demo)->dict:
+    "Stage 9: the benchmarks of the same world, in their own formats, and the model on them"
+    few = d.settings.videos < 8                      # EgoMCQ needs five narrated videos
+    write_benchmarks(d.data, **({"mcq": 0} if few else {}))
+    for prepare in (prepare_kinetics, prepare_charades, prepare_epic): prepare(d.data, d.work, progress=False)
+    asked = {"kinetics": ({"prompts": "original"},), "charades": tuple({"which": w, "prompts": "labels"} for w in ("ego", "third"))}
+    reports = evaluate_run(d.run, (*(() if few else ("egomcq",)), "kinetics", "charades", "epic"), work=d.work, data=d.data, asked=asked, progress=False)
+    for r in reports:
+        for k, x in r["numbers"].items(): x["published"] = published_for(r["benchmark"], k, r["variant"])
+    return {"benchmarks": [{k: x for k, x in r.items() if k != "per_class"} for r in reports]}
+
 # %% ../nbs/howto/21_demo.ipynb #cd2cc758
 def what_happens(
     actions:pd.DataFrame, # True actions of one video
@@ -234,7 +249,7 @@ def share_of_time(
     return float(seconds[(actions.verb == verb) & (actions.noun == noun)].sum()/seconds.sum())
 
 def make_searches(d:Demo)->dict:
-    "Stage 9: three sentences, their hits in the held-out videos, and the truth"
+    "Stage 10: three sentences, their hits in the held-out videos, and the truth"
     there = d.actions[d.actions.uid.isin(d.val.frame.uid)]
     asked = questions(there)
     texts = [f"{WORDS[verb][0]} the {noun}" for verb, noun in asked]
@@ -280,7 +295,7 @@ PICTURES = {
 }
 
 def make_pictures(d:Demo, table:dict, searches:list)->dict:
-    "Stage 10: the pictures, as files"
+    "Stage 11: the pictures, as files"
     figures = {"learning": learning_curve(d, table), "before-after": before_and_after(d), "timelines": search_timelines(d, searches), "map": space_map(d)}
     for name, figure in figures.items():
         with atomic_path(d.out/"pictures"/f"{name}.png") as tmp: figure.savefig(tmp, format="png", dpi=120)
@@ -318,7 +333,7 @@ def run_demo(
     "The whole road on the miniature. Interrupt it when you like: the same call again goes on"
     d = Demo(out, Settings(seed, videos, epochs, holdout, device=device, code=code_fingerprint()))
     _begin(d)
-    done, bar = {}, tqdm(total=10 + (seeds > 1)*seeds, disable=None if progress else True, leave=False, bar_format="{desc}  {bar}  {n}/{total}")
+    done, bar = {}, tqdm(total=11 + (seeds > 1)*seeds, disable=None if progress else True, leave=False, bar_format="{desc}  {bar}  {n}/{total}")
     def do(name, what, work, *needs):
         bar.set_description_str(what)
         done[name] = stage(d.out/"stages"/f"{name}.json", work, needs)
@@ -339,9 +354,10 @@ def _walk(d, do, seeds)->dict:
     trained = do("training", "train ours", lambda: make_run(d), d.run_dir/"metrics.json")
     rows["ours"], counts["epochs"] = trained["ours"], d.settings.epochs
     table = {way: {name: rows[name][way] for name in ROWS} for way in ("text_to_video", "video_to_text")}
+    exams = do("benchmarks", "sit the benchmarks", lambda: make_benchmarks(d))["benchmarks"]
     searches = do("searches", "search", lambda: make_searches(d))["searches"]
     do("pictures", "draw", lambda: make_pictures(d, table["text_to_video"], searches), *(d.out/"pictures"/f"{n}.png" for n in PICTURES))
-    return {"counts": counts, "table": table, "report": trained["report"], "searches": searches, "log": trained["log"], **_over_seeds(d, do, seeds)}
+    return {"counts": counts, "table": table, "report": trained["report"], "benchmarks": exams, "searches": searches, "log": trained["log"], **_over_seeds(d, do, seeds)}
 
 def _finish(d, found, done)->dict:
     "metrics.json and the page"
@@ -368,6 +384,7 @@ def summary(
     "The end of a demo, for a terminal: the table and the searches"
     lines = [f"simulated data, {result['counts']['val']:,} held-out pairs", *table_lines(result["table"]["text_to_video"])]
     if "over_seeds" in result: lines += ["", *spread_lines(result["over_seeds"])]
+    if result["benchmarks"]: lines += ["", *exam_lines(result["benchmarks"])]
     for s in result["searches"]: lines += ["", *search_lines(s)]
     return "\n".join(lines)
 

@@ -456,6 +456,7 @@ def tag_ids(
     if not isinstance(found, list) or not all(isinstance(x, int) and not isinstance(x, bool) for x in found): raise DataError(f"{ascii(text)[:60]} is no list of class numbers such as [192, 12]: download the file again")
     return found
 
+# %% ../nbs/lessons/10b_egomcq.ipynb #4d2e5124
 def read_taxonomy(
     path:str|Path, # Ego4D's narration_verb_taxonomy.csv (label, group), or EPIC's EPIC_100_verb_classes.csv (id, key, instances)
 )->dict: # word or phrase -> class number
@@ -487,6 +488,12 @@ def word_tagger(
         return verb, found
     return tag
 
+# %% ../nbs/lessons/10b_egomcq.ipynb #341844da
+def _bases(words, verb): # Yields phrases
+    "A phrase as it stands, and with the ending taken off where words take one: a verb's first, a noun's last"
+    at = 0 if verb else -1
+    for base in (words[at], re.sub("ies$", "y", words[at]), re.sub("es$", "", words[at]), re.sub("s$", "", words[at])): yield " ".join([base, *words[1:]] if verb else [*words[:-1], base])
+
 # %% ../nbs/lessons/10b_egomcq.ipynb #ca45943e
 def build_egomcq(
     egoclip, # An egoclip.csv, or its table
@@ -506,11 +513,6 @@ def build_egomcq(
     return Path(out)
 
 # %% ../nbs/lessons/10b_egomcq.ipynb #64cecc87
-def _bases(words, verb): # Yields phrases
-    "A phrase as it stands, and with the ending taken off where words take one: a verb's first, a noun's last"
-    at = 0 if verb else -1
-    for base in (words[at], re.sub("ies$", "y", words[at]), re.sub("es$", "", words[at]), re.sub("s$", "", words[at])): yield " ".join([base, *words[1:]] if verb else [*words[:-1], base])
-
 def _few(kind, got, n, rows): return DataError(f"only {got:,} {kind} questions can be made of {rows:,} clips, not {n:,}: ask for fewer, or give clips of more videos")
 
 def _same_words(texts)->np.ndarray: # [N] a number per wording
