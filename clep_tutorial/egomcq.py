@@ -502,7 +502,7 @@ def build_egomcq(
     n_intra:int=1000, # Questions over five consecutive narrations of one video and pass
     seed:int=0, # Decides which
 )->Path: # `out`
-    "An `egomcq.json` of one's own. No narration is asked for twice, no two choices say the same, the same seed writes the same file"
+    "An `egomcq.json` of one's own. No narration is asked for twice in one type, no two choices say the same, the same seed writes the same file"
     frame = (read_egoclip(egoclip)[0] if isinstance(egoclip, (str, Path)) else egoclip).sort_values(["video_uid", "narration_source", "narration_time"], kind="stable").reset_index(drop=True)
     said, rng = _same_words(frame.clip_text), np.random.default_rng(seed)
     asked = [*_inter(pd.factorize(frame.video_uid)[0], said, n_inter, rng), *_intra(frame.groupby(["video_uid", "narration_source"], sort=False).ngroup().to_numpy(), said, n_intra, rng)]

@@ -371,14 +371,14 @@ def single_label_report(
     *,
     n:int=1000, # Resamples for the intervals
     seed:int=0, # Of the resampling
-)->dict: # numbers: top1, top5, mean_class, each value, interval, chance; per_class: recall
+)->dict: # numbers: top-1, top-5, mean per class, each value, interval, chance; per_class: recall
     "Accuracy with intervals by video. `majority`: always saying the most frequent class"
     C, counts = len(s.classes), count_ranks(s.scores, torch.from_numpy(s.labels))
-    numbers = {f"top{k}": {"value": float(topk_accuracy(s.scores, s.labels, k)), "interval": _list(bootstrap_interval(hits_at_k(counts, k), n, seed)), "chance": float(chance_topk(C, k))} for k in (1, 5)}
+    numbers = {f"top-{k}": {"value": float(topk_accuracy(s.scores, s.labels, k)), "interval": _list(bootstrap_interval(hits_at_k(counts, k), n, seed)), "chance": float(chance_topk(C, k))} for k in (1, 5)}
     mean, recall = mean_class_recall(s.scores, s.labels)
     size = np.bincount(s.labels, minlength=C)
-    numbers["top1"]["majority"] = float(size.max()/size.sum())
-    numbers["mean_class"] = {"value": float(mean), "interval": _recall_interval(hits_at_k(counts, 1), s.labels, n, seed), "chance": float(chance_topk(C, 1))}
+    numbers["top-1"]["majority"] = float(size.max()/size.sum())
+    numbers["mean per class"] = {"value": float(mean), "interval": _recall_interval(hits_at_k(counts, 1), s.labels, n, seed), "chance": float(chance_topk(C, 1))}
     return {"numbers": numbers, "counts": s.counts, "settings": {**s.settings, "n": n, "seed": seed}, "per_class": _per_class(s, size, recall, np.full(C, 1/C))}
 
 def _list(interval): return [float(x) for x in interval]
@@ -447,7 +447,7 @@ def zeroshot_table(
         if chance != before: lines.append(("chance", chance))
         lines.append((name, {k: f"{100*x['value']:.1f} % ({100*x['interval'][0]:.1f} to {100*x['interval'][1]:.1f})" for k, x in r["numbers"].items()}))
         before = chance
-    return pd.DataFrame([x for _, x in lines], index=[name for name, _ in lines]).rename(columns={"top1": "top-1", "top5": "top-5", "mean_class": "mean over classes"})
+    return pd.DataFrame([x for _, x in lines], index=[name for name, _ in lines])
 
 # %% ../nbs/lessons/09_zeroshot.ipynb #47987025
 def plot_class_matrix(

@@ -161,7 +161,7 @@ def test_labels_without_features_are_counted(data, tmp_path):
     frame = pd.read_parquet(tmp_path/"kinetics"/"labels.parquet")
     pd.concat([frame, pd.DataFrame({"key": ["gone"], "label": [0]})]).to_parquet(tmp_path/"kinetics"/"labels.parquet")
     with pytest.warns(UserWarning, match="1 of 12 keys"): r = kinetics_report(MODEL, tmp_path, sentence_model=WORDS, n=20)
-    assert r["counts"]["videos"] == 11 and r["counts"]["unusable"] == 1 and r["numbers"]["top1"]["value"] == 1
+    assert r["counts"]["videos"] == 11 and r["counts"]["unusable"] == 1 and r["numbers"]["top-1"]["value"] == 1
 
 
 def test_wrong_widths_and_numbers(data, tmp_path):
@@ -191,4 +191,4 @@ def test_order_of_the_list_does_not_matter(data, tmp_path):
     (tmp_path/"back.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
     prepare_kinetics(data, tmp_path/"b", progress=False, csv=tmp_path/"back.csv")
     a, b = (kinetics_report(MODEL, tmp_path/x, sentence_model=WORDS, n=20) for x in "ab")
-    assert a["per_class"] == b["per_class"] and a["numbers"]["top1"]["value"] == b["numbers"]["top1"]["value"]
+    assert a["per_class"] == b["per_class"] and a["numbers"]["top-1"]["value"] == b["numbers"]["top-1"]["value"]
