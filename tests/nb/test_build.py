@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import ast
 import base64
+import io
 import os
 import pytest
 import subprocess
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from clep_tutorial.build import BuildError, _toy_site, cell_problems, changes, check_site, export_tests, exported_names, fence_problems, free_names, generated, imported_names, indent_code, links, main, move_links, notebooks, page_name, parse_cell, plain_markdown, project_root, pytest_text, read_cells, readme_text, reference_text, render_readme, sidebar_pages, stale_modules, untracked, write_notebook
@@ -217,5 +219,6 @@ def test_main_reports_and_fails():
             os.chdir(f"{d}/nbs")
             assert main(["readme"]) == 0
             assert Path(d, "README.md").read_text().endswith("# Home\n\n> sub\n") and Path(d, "nbs/reference.md").is_file()
-            with pytest.raises(SystemExit): main(["no such verb"])
+            with redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit): main(["no such verb"])
+            assert "invalid choice" in said.getvalue()
         finally: os.chdir(here)

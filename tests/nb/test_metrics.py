@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warnings
+from clep_tutorial.files import DataError
 from hypothesis import given, settings, strategies as st
+from sklearn.metrics import average_precision_score, ndcg_score, top_k_accuracy_score
+from torchmetrics.functional.classification import multiclass_accuracy, multilabel_average_precision
+from torchmetrics.functional.retrieval import retrieval_normalized_dcg
 
-from clep_tutorial.metrics import RankCounts, bootstrap_interval, bootstrap_means, chance_median_rank, chance_recall, count_ranks, hits_at_k, median_from_ranks, median_rank, rank_values, ranks, recall_at_k, recall_from_ranks, retrieval_ranks
+from clep_tutorial.metrics import AP_TIES, RankCounts, bootstrap_interval, bootstrap_map, bootstrap_means, chance_map, chance_mcq, chance_median_rank, chance_mir, chance_recall, chance_topk, charades_map, count_ranks, hits_at_k, map_interval, mcq_accuracy, mcq_hits, mean_class_recall, median_from_ranks, median_rank, mir_ap, mir_map, mir_ndcg, mir_ndcgs, rank_values, ranks, recall_at_k, recall_from_ranks, relevancy, retrieval_ranks, topk_accuracy
 
 
 def test_ranks_by_hand():
@@ -212,3 +218,243 @@ def test_bootstrap_by_cluster_draws_whole_clusters():
     with pytest.raises(ValueError, match="no value to resample"): bootstrap_interval([np.nan])
     with pytest.raises(ValueError, match="n must be at least 1 resample, got 0"): bootstrap_interval(values, n=0)
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"): bootstrap_interval(values, level=95)
+
+
+def test_topk_accuracy_agrees_with_the_libraries_without_ties():
+    rng = np.random.default_rng(0)
+    s, y = rng.random((300, 12), dtype=np.float32), rng.integers(0, 10, 300)           # classes 10 and 11 do not occur
+    for k in (1, 5):
+        assert topk_accuracy(s, y, k) == pytest.approx(top_k_accuracy_score(y, s, k=k, labels=range(12)), abs=1e-12)
+        assert topk_accuracy(torch.tensor(s), y, k) == pytest.approx(float(multiclass_accuracy(torch.tensor(s), torch.tensor(y), 12, "micro", k)), abs=1e-6)
+    mean, recall = mean_class_recall(s, y)
+    np.testing.assert_allclose(recall[:10], [(s[y == c].argmax(1) == c).mean() for c in range(10)])
+    assert recall.shape == (12,) and np.isnan(recall[10:]).all() and mean == pytest.approx(recall[:10].mean())
+
+
+def test_topk_accuracy_of_a_collapsed_model_is_chance():
+    y = np.array([0, 0, 3]); flat = np.zeros((3, 4))
+    for k in (1, 2, 9): assert topk_accuracy(flat, y, k) == pytest.approx(chance_topk(4, k)) == pytest.approx(mean_class_recall(flat, y, k=k)[0])
+    assert topk_accuracy(flat, y, 1, "first") == pytest.approx(2/3) and chance_topk(400, 5) == .0125
+    bad = flat.copy(); bad[1, 2] = np.nan
+    for args, message in [((bad, y), r"NaN among the scores of 1 of 3 rows \(first: row 1\)"), ((flat[0], y), r"scores must be \[N, C\] and not empty, got shape \[4\]"),
+                          ((flat, [0, 1, 4]), r"labels must lie in 0..3, got 0..4"), ((flat, [0., 1, 2]), r"labels must be whole numbers \[3\], one a row; got float64"),
+                          ((flat, [0, 1]), r"whole numbers \[3\], one a row; got int64 \[2\]"), ((flat, y, 0), "k must be at least 1, got 0"), ((flat[:0], y[:0]), "not empty")]:
+        with pytest.raises(DataError, match=message): topk_accuracy(*args)
+
+
+def test_charades_map_by_hand():
+    scores, labels = [[.9,.2,.3], [.8,.1,.7], [.95,.9,.99], [.1,.3,.4]], [[1,0,1], [0,0,1], [0,0,0], [1,0,0]]
+    for s, y in ((scores, labels), (np.array(scores, np.float32), np.array(labels, bool)), (torch.tensor(scores), torch.tensor(labels).float())):
+        for ties in AP_TIES:
+            mean, ap = charades_map(s, y, ties)
+            assert ap.shape == (3,) and ap.dtype == np.float64 and mean == pytest.approx(5/6, abs=1e-12)
+            np.testing.assert_allclose(ap, [5/6, np.nan, 5/6], atol=1e-12)
+    zeros = np.array([[-0., -np.inf], [0., np.inf]], np.float32)                       # the two zeros tie, the infinities do not
+    np.testing.assert_allclose(charades_map(zeros, np.eye(2), "expected")[1], [.75, 1])
+    # the official script gives rows without a label the score -inf instead of dropping them: the same
+    np.testing.assert_allclose(charades_map(np.where(np.any(labels, 1)[:, None], scores, -np.inf), labels)[1], [5/6, np.nan, 5/6], atol=1e-12)
+
+
+def test_charades_map_matches_a_slow_loop():
+    def slow(scores, gains):
+        so_far, notes = 0., []
+        for rank, i in enumerate(np.argsort(-scores, kind="stable"), 1):
+            so_far += gains[i]
+            if gains[i] == 1: notes.append(so_far/rank)
+        return np.mean(notes)
+    rng = np.random.default_rng(0)
+    for kind in (np.float64, np.float32, np.float16):
+        s = (rng.integers(-4, 4, (50, 9))/7).astype(kind); y = rng.random((50, 9)) < .3; y[:, 0] |= ~y.any(1)      # ties everywhere, every row labelled
+        with pytest.warns(UserWarning, match="100% of the scores equal another of the same class, and ties='official'"): mean, ap = charades_map(s, y)
+        np.testing.assert_allclose(ap, [slow(s[:, c].astype(float), y[:, c]) for c in range(9)], rtol=1e-12)
+        assert mean == pytest.approx(ap.mean(), rel=1e-12)
+
+
+def test_charades_map_expected_is_the_mean_over_all_orders():
+    rng = np.random.default_rng(0)
+    orders = np.array(list(itertools.permutations(range(6))))                        # 720
+    for _ in range(5):
+        s, y = rng.integers(0, 3, 6).astype(float), np.array([1, 1, 0, 0, 0, 1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            each = [charades_map(np.c_[s[p], s[p]], np.c_[y[p], 1 - y[p]])[1] for p in orders]
+        expected = charades_map(np.c_[s, s], np.c_[y, 1 - y], "expected")[1]
+        np.testing.assert_allclose(expected, np.mean(each, 0), rtol=1e-12)
+        np.testing.assert_allclose(charades_map(np.c_[s, s][::-1], np.c_[y, 1 - y][::-1], "expected")[1], expected, rtol=1e-12)
+
+
+def test_average_precision_agrees_with_the_libraries_without_ties():
+    rng = np.random.default_rng(0)
+    y = rng.random((150, 8)) < .2; y[:, 7] = False; s = rng.random((150, 8), dtype=np.float32); kept = y.any(1)
+    mean, ap = charades_map(s, y)
+    np.testing.assert_allclose(ap[:7], [average_precision_score(y[kept, c], s[kept, c]) for c in range(7)], atol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                                # torchmetrics speaks of the absent class
+        got = multilabel_average_precision(torch.tensor(s[kept]), torch.tensor(y[kept]).long(), 8, average=None).numpy()
+    np.testing.assert_allclose(ap[:7], got[:7], atol=1e-6)
+    assert np.isnan(ap[7]) and got[7] == 0 and mean == pytest.approx(ap[:7].mean())
+
+
+def test_charades_map_faults_say_what_is_wrong():
+    s, y = np.zeros((3, 2)), np.eye(3, 2)
+    bad = s.copy(); bad[2, 0] = np.nan
+    for args, message in [((bad, y), r"NaN among the scores of 1 of 3 rows \(first: row 2\)"), ((s, y[:2]), r"0 or 1 for each row and class \[3, 2\], got shape \[2, 2\]"),
+                          ((s, 3*y), r"labels must be 0 or 1, got values 0..3"), ((s, 0*y), "none of the 3 rows has a label"), ((s, y, "first"), "ties must be official or expected, got 'first'"),
+                          ((s, [0, 1, 1]), r"got shape \[3\]"), ((s[0], y[0]), r"scores must be \[N, C\]")]:
+        with pytest.raises(DataError, match=message): charades_map(*args)
+
+
+def test_chance_map_is_exact():
+    rng = np.random.default_rng(0)
+    y = rng.random((40, 6)) < [.02, .1, .2, .3, .5, 0]; y[0, 0] = True; y = y[y.any(1)]
+    N, n = len(y), y.sum(0)[:5]
+    rho = (n - 1)/(N - 1)
+    assert chance_map(y) == pytest.approx(np.mean(rho + (1 - rho)*(1/np.arange(1, N + 1)).sum()/N), rel=1e-12)
+    guesses = [charades_map(rng.random(y.shape), y)[0] for _ in range(2000)]
+    assert abs(np.mean(guesses) - chance_map(y)) < 4*np.std(guesses)/2000**.5
+    assert chance_map(np.r_[y, np.zeros((30, 6), bool)]) == chance_map(y) and chance_map(np.ones((1, 1))) == 1
+    with pytest.raises(DataError, match=r"labels must be \[N, C\], got shape \[3\]"): chance_map([0, 1, 1])
+
+
+def test_bootstrap_map_matches_a_slow_resampling():
+    rng = np.random.default_rng(0)
+    s, y, script = rng.integers(0, 12, (40, 5)).astype(float), rng.random((40, 5)) < .2, rng.integers(0, 15, 40)
+    y[:, 3] = False; kept = y.any(1)
+    for groups in (None, script):
+        cluster = np.arange(kept.sum()) if groups is None else np.unique(script[kept], return_inverse=True)[1]
+        m = cluster.max() + 1
+        for w, official, expected in zip(np.random.default_rng(3).multinomial(m, np.full(m, 1/m), 20)[:, cluster],
+                                         bootstrap_map(s, y, 20, 3, groups), bootstrap_map(s, y, 20, 3, groups, ties="expected")):
+            want = {ties: [] for ties in AP_TIES}
+            for c in (0, 1, 2, 4):
+                x, yes = s[kept, c], y[kept, c]
+                notes = {ties: [] for ties in AP_TIES}
+                for i in np.flatnonzero(yes & (w > 0)):
+                    copies = np.where(np.arange(len(w)) == i, 1, w)                 # itself once, the others as often as drawn
+                    one = np.repeat(np.c_[x, yes, np.arange(len(w)) == i], copies, axis=0)
+                    order = one[np.argsort(-one[:, 0], kind="stable")]
+                    at = int(order[:, 2].argmax())
+                    notes["official"] += [order[:at+1, 1].sum()/(at + 1)]*w[i]
+                    a, e = (one[:, 0] > x[i]).sum(), (one[:, 0] >= x[i]).sum()
+                    gained, gain = one[one[:, 0] > x[i], 1].sum(), one[one[:, 0] == x[i], 1].sum()
+                    notes["expected"] += [np.mean([(gained + 1 + j*(gain - 1)/max(e - a - 1, 1))/(a + j + 1) for j in range(e - a)])]*w[i]
+                for ties in AP_TIES: want[ties].append(np.mean(notes[ties]) if notes[ties] else np.nan)
+            np.testing.assert_allclose([official, expected], [np.nanmean(want["official"]), np.nanmean(want["expected"])], rtol=1e-5)
+
+
+def test_map_interval_covers_the_truth():
+    def world(seed):
+        rng = np.random.default_rng(seed)
+        y = rng.random((60, 8)) < .12; y[np.arange(60), rng.integers(0, 8, 60)] = True
+        return rng.standard_normal((60, 8)) + y, y
+    truth = np.mean([charades_map(*world(10**6 + i))[0] for i in range(400)])
+    inside = [low <= truth <= high for low, high in (map_interval(*world(i), n=200, seed=i) for i in range(120))]
+    assert .87 <= np.mean(inside) <= .99
+    s, y = world(0)
+    assert map_interval(s, y) == map_interval(torch.tensor(s), torch.tensor(y)) != map_interval(s, y, seed=1)
+    assert map_interval(np.eye(4), np.eye(4)) == (1, 1)
+    wide, narrow = map_interval(s, y), map_interval(s, y, level=.5); assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    for kwargs, message in [(dict(level=95), "level must lie between 0 and 1, got 95"), (dict(n=0), "n must be at least 1 resample, got 0"),
+                            (dict(groups=[1, 2]), r"one group per row: got \[2\] groups for 60 rows"), (dict(ties="first"), "ties must be official or expected")]:
+        with pytest.raises(DataError, match=message): map_interval(s, y, **kwargs)
+
+
+def test_mcq_accuracy_maps_types_by_value():
+    scores, answers, types = [[1,0,0,0,0], [0,1,0,0,0], [1,1,0,0,0], [0,0,0,0,0]], [0, 0, 1, 4], [1, 1, 2, 2]
+    assert mcq_accuracy(scores, answers, types) == {"inter": .5, "intra": pytest.approx((1/2 + 1/5)/2)}
+    np.testing.assert_allclose(mcq_hits(scores, answers), [1, 0, 1/2, 1/5])
+    assert mcq_accuracy(torch.tensor(scores), torch.tensor(answers), np.array([2, 2, 1, 1])) == {"inter": pytest.approx(.35), "intra": .5}
+    alone = mcq_accuracy(scores, answers, [2]*4); assert math.isnan(alone["inter"]) and alone["intra"] == pytest.approx(.425)
+    flat = mcq_accuracy(np.zeros((4, 5)), answers, types); assert flat == {"inter": pytest.approx(chance_mcq), "intra": pytest.approx(chance_mcq)}
+    for args, message in [((scores, answers, [0, 1, 1, 1]), r"types \(1 = inter, 2 = intra\) must lie in 1..2, got 0..1"), ((scores, [0, 0, 1, 5], types), "answers must lie in 0..4, got 0..5"),
+                          ((scores, answers, types[:3]), r"whole numbers \[4\], one a row; got int64 \[3\]"), ((scores, answers, list("1122")), "one a row; got <U1"),
+                          (([[math.nan]*5], [0], [1]), "NaN among the scores of 1 of 1 rows")]:
+        with pytest.raises(DataError, match=message): mcq_accuracy(*args)
+
+
+def test_relevancy_by_hand():
+    got = relevancy([1, 2], [[1, 2], []], np.array([1, 2, 2]), pd.Series([{2}, [], (3, 3)]))
+    assert got.dtype == np.float32 and got.tolist() == [[.75, 0, 0], [0, 1, .5]]
+    rng = np.random.default_rng(0)
+    verbs, nouns = rng.integers(0, 4, 60), [rng.integers(0, 6, rng.integers(0, 4)).tolist() for _ in range(60)]
+    slow = [[.5*(a == b) + .5*(len({*x} & {*y})/len({*x} | {*y}) if x or y else 1) for b, y in zip(verbs[:20], nouns)] for a, x in zip(verbs, nouns)]
+    got = relevancy(torch.tensor(verbs), nouns, verbs[:20], nouns[:20])
+    np.testing.assert_allclose(got, slow, atol=1e-7); assert got.shape == (60, 20) and (got[:20].diagonal() == 1).all()
+    for args, message in [(([1], ["[1, 2]"], [1], [[1]]), r"nouns_v must be lists of whole numbers, got '\[1, 2\]' at 0: text from a csv goes through ast.literal_eval"),
+                          (([1], [[1]], [1], [math.nan]), "nouns_t must be lists of whole numbers, got nan at 0"), (([1], [[1.5]], [1], [[1]]), r"got \[1.5\] at 0"),
+                          (([1, 2], [[1]], [1], [[1]]), r"verb_v must be whole numbers \[1\], one a row; got int64 \[2\]"), (([1.5], [[1]], [1], [[1]]), "verb_v must be whole numbers")]:
+        with pytest.raises(DataError, match=message): relevancy(*args)
+
+
+def test_mir_by_hand():
+    for sim, rel in (([[.1, .9, .5]], [[1, .5, 0]]), (torch.tensor([[.1, .9, .5]]), np.array([[1, .5, 0]], np.float32))):
+        for ties in AP_TIES:
+            assert mir_map(sim, rel, ties) == pytest.approx(.5, abs=1e-12) and mir_ndcg(sim, rel, ties) == pytest.approx(.380094, abs=1e-6)
+    assert mir_map(sim, np.asarray(rel) == 1) == pytest.approx(1/3)                                                       # the usual AP
+    sim, rel = np.array([[1,.7,.4,0], [.3,.9,.6,.1], [.2,.5,.8,.4]]), np.array([[1,.5,.25,0], [0,1,.4,0], [.5,.3,1,0]])
+    assert mir_ndcg(sim, rel) == pytest.approx(.9371789900735429, abs=1e-12)
+    assert mir_ap(sim, rel).shape == mir_ndcgs(sim, rel).shape == (3,)
+    assert mir_ndcg(rel, rel, "expected") == pytest.approx(1) and mir_map(rel, rel, "expected") == pytest.approx(1)
+
+
+def test_mir_matches_slow_loops_in_any_blocks():
+    def slow(sim, rel):
+        order = np.argsort(-sim, kind="stable"); r = rel[order]; rank = np.arange(1, len(r) + 1); k = (rel > 0).sum()
+        dcg = lambda x: (x/np.log2(rank + 1))[:k].sum()
+        return (r.cumsum()/rank)[r == 1].mean(), dcg(r)/dcg(np.sort(rel)[::-1])
+    rng = np.random.default_rng(0)
+    sim, rel = rng.integers(-9, 9, (30, 40))/8, rng.choice([0, 0, 0, .25, 1/3, .5, 1], (30, 40)); rel[:, 0] = 1
+    want = np.transpose([slow(s, r) for s, r in zip(sim, rel)])
+    for cast in (np.asarray, lambda x: torch.tensor(x.T.copy()).T, lambda x: x.astype(np.float32)):
+        with pytest.warns(UserWarning, match="scores equal another of the same query"): got = mir_ap(cast(sim), cast(rel)), mir_ndcgs(cast(sim), cast(rel))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    wide = rng.permuted(np.tile(np.arange(2**19 + 5, dtype=np.float32), (3, 1)), axis=1); few = rng.random(wide.shape) < 1e-4          # one row a block, no ties
+    np.testing.assert_allclose([mir_ap(wide, few), mir_ndcgs(wide, few)], np.transpose([slow(s, r.astype(float)) for s, r in zip(wide, few)]), rtol=1e-9)
+
+
+def test_mir_expected_is_the_mean_over_all_orders():
+    rng = np.random.default_rng(0)
+    orders = np.array(list(itertools.permutations(range(6))))
+    for _ in range(4):
+        s, r = rng.integers(0, 3, 6).astype(float), rng.choice([0, .25, 1/3, .5, 1], 6); r[2] = 1
+        for f in (mir_ap, mir_ndcgs):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                every = f(s[orders], r[orders])
+            np.testing.assert_allclose(f(s[None], r[None], "expected"), every.mean(), rtol=1e-12)
+
+
+def test_ndcg_agrees_with_the_libraries_given_k_per_row():
+    rng = np.random.default_rng(0)
+    rel, sim = rng.choice([0, 0, 0, .25, .5, 1], (20, 30)).astype(np.float32), rng.random((20, 30), dtype=np.float32)
+    ks, got = (rel > 0).sum(1), mir_ndcgs(sim, rel)
+    np.testing.assert_allclose(got, [ndcg_score([r], [s], k=k, ignore_ties=True) for r, s, k in zip(rel, sim, ks)], atol=1e-12)
+    np.testing.assert_allclose(got, [retrieval_normalized_dcg(torch.tensor(s), torch.tensor(r), top_k=int(k)).item() for r, s, k in zip(rel, sim, ks)], atol=1e-6)
+    full = rel == 1; has = full.any(1)
+    np.testing.assert_allclose(mir_ap(sim, full)[has], [average_precision_score(f, s) for f, s in zip(full[has], sim[has])], atol=1e-12)
+
+
+def test_chance_mir_is_exact():
+    rng = np.random.default_rng(0)
+    rel = rng.choice([0, 0, 0, .25, 1/3, .5, 1], (25, 30)); rel[:, 0] = 1
+    G, k, discount = 30, (rel > 0).sum(1), 1/np.log2(np.arange(2, 32))
+    rho = (rel.sum(1) - 1)/(G - 1)
+    best = (np.sort(rel, 1)[:, ::-1]*discount).sum(1)
+    want = {"map": np.mean(rho + (1 - rho)*(1/np.arange(1, G + 1)).sum()/G), "ndcg": np.mean(rel.mean(1)*discount.cumsum()[k - 1]/best)}
+    assert chance_mir(rel) == {name: pytest.approx(x, rel=1e-12) for name, x in want.items()}
+    for name, f in (("map", mir_map), ("ndcg", mir_ndcg)):
+        guesses = [f(rng.random(rel.shape), rel) for _ in range(1000)]
+        assert abs(np.mean(guesses) - want[name]) < 4*np.std(guesses)/1000**.5
+
+
+def test_mir_faults_say_what_is_wrong():
+    sim, rel = np.zeros((2, 3)), np.array([[1, .5, 0], [0, .5, 0]])
+    bad = sim.copy(); bad[0, 0] = np.nan
+    for f in (mir_map, mir_ndcg, mir_ap, mir_ndcgs):
+        for args, message in [((bad, rel), r"NaN among the scores of 1 of 2 rows \(first: row 0\)"), ((sim, rel.T), r"shape of the scores \[2, 3\], got \[3, 2\]: for text to video transpose both"),
+                              ((sim, 2*rel), r"relevancies must lie in 0..1, got 0..2"), ((sim, rel + bad), "got nan..nan"), ((sim[0], rel[0]), r"\[queries, gallery\]"), ((sim, rel, "best"), "ties must be official or expected, got 'best'")]:
+            with pytest.raises(DataError, match=message): f(*args)
+    with pytest.warns(UserWarning, match="1 of 2 queries lack an item of relevancy 1: they are left out of the mean"): assert mir_map(sim, rel, "expected") == pytest.approx(mir_ap(sim, rel, "expected")[0])
+    with pytest.raises(DataError, match="none of the 1 queries has an item of relevancy 1"): mir_map(sim[1:], rel[1:], "expected")
+    with pytest.raises(DataError, match="none of the 2 queries has an item of relevancy above 0"): mir_ndcg(sim, 0*rel, "expected")
+    assert np.isnan(mir_ap(sim, rel, "expected")).tolist() == [False, True]

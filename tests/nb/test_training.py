@@ -163,7 +163,7 @@ def test_resume_is_exact_after_every_epoch():
         toy, c = _toy_pairs(), TrainConfig(epochs=4, batch_size=32, hidden=24, dim=8, dropout=.3, device="cpu", eval_every=2)
         whole = fit(toy, f"{d}/whole", c, progress=False)
         for stop in (1, 2, 3, 4):
-            def unplug(log):
+            def unplug(log, model):
                 torch.rand(3)
                 if len(log) == stop: raise KeyboardInterrupt
             with pytest.raises(KeyboardInterrupt): fit(toy, f"{d}/{stop}", c, progress=False, callback=unplug)
