@@ -29,9 +29,9 @@ from .report import clock
 # %% auto #0
 __all__ = ['INTERRUPTED', 'SHARED', 'app', 'preparing', 'FOLDERS', 'explain', 'say', 'main', 'read_settings', 'settings_map',
            'choices', 'miniature', 'find_in', 'prepare_features_in', 'read_uids', 'prepare_narrations_in',
-           'waterfall_text', 'prepare_benchmark_in', 'prepare_features', 'prepare_narrations', 'prepare_all',
-           'pairs_key', 'work_pairs', 'train', 'benchmarks_of', 'evaluate', 'run_pairs', 'extract', 'search',
-           'hits_table', 'demo']
+           'waterfall_text', 'prepare_benchmark_in', 'prepare_features', 'prepare_narrations', 'prepare_kinetics',
+           'prepare_charades', 'prepare_epic', 'prepare_all', 'pairs_key', 'work_pairs', 'train', 'benchmarks_of',
+           'evaluate', 'run_pairs', 'extract', 'search', 'hits_table', 'demo']
 
 # %% ../nbs/howto/22_cli.ipynb #c830ba47
 def explain(
@@ -229,7 +229,7 @@ def miniature(
     out:Annotated[Path, typer.Argument(help="Folder to write.")],
     videos:Annotated[int, typer.Option("--videos", min=4, help="How many videos.")]=60,
     seed:_Seed=0,
-    benchmarks:Annotated[bool, typer.Option("--benchmarks/--no-benchmarks", help="Kinetics, Charades-Ego, EgoMCQ and EPIC-KITCHENS files of the same world too.")]=True,
+    benchmarks:Annotated[bool, typer.Option("--benchmarks/--no-benchmarks", help="Kinetics, Charades-Ego, EgoMCQ and EPIC files of this world too.")]=True,
 ):
     "Write a small simulated world in Ego4D's own formats, and the benchmarks in theirs."
     from clep_tutorial.minibench import write_benchmarks
@@ -350,6 +350,21 @@ def prepare_narrations(data:_Data=None, work:_Work=Path("work"), text_model:_Tex
                                          min_words=min_words, tags=tags.value, keep_benchmark=keep_benchmark)
     print(waterfall_text(counts), line, sep="\n")
 
+@preparing.command("kinetics")
+def prepare_kinetics(data:_Data=None, work:_Work=Path("work"), dtype:_AsDtype=_Dtype.float16, skip_bad:_SkipBad=False):
+    "Kinetics-400 (DATA/kinetics400) into WORK/kinetics."
+    print(prepare_benchmark_in("kinetics", data, work, dtype.value, skip_bad))
+
+@preparing.command("charades")
+def prepare_charades(data:_Data=None, work:_Work=Path("work"), dtype:_AsDtype=_Dtype.float16, skip_bad:_SkipBad=False):
+    "Charades-Ego (DATA/charades_ego) into WORK/charades."
+    print(prepare_benchmark_in("charades", data, work, dtype.value, skip_bad))
+
+@preparing.command("epic")
+def prepare_epic(data:_Data=None, work:_Work=Path("work"), dtype:_AsDtype=_Dtype.float16):
+    "EPIC-KITCHENS-100 (DATA/epic) into WORK/epic."
+    print(prepare_benchmark_in("epic", data, work, dtype.value))
+
 @preparing.command("all")
 def prepare_all(data:_Data=None, work:_Work=Path("work"), features:_FeatureName="omnivore_video_swinl", dtype:_AsDtype=_Dtype.float32, uids:_Uids=None, skip_bad:_SkipBad=False,
                 text_model:_TextModel="all-mpnet-base-v2", device:_Device="auto", batch_size:_TextBatch=64, holdout:_Holdout=.1,
@@ -461,7 +476,7 @@ def benchmarks_of(
 @app.command()
 def evaluate(
     run:Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-    on:_option(str, "--on", "What to measure: retrieval, egomcq, kinetics, charades, epic, with commas between; or all.")="retrieval",
+    on:_option(str, "--on", "retrieval, egomcq, kinetics, charades, epic (with commas between), or all.")="retrieval",
     work:_option(Path|None, "--work", "Prepared files, if not those of the training.", envvar="CLEP_WORK")=None,
     data:_Data=None,
     device:_Device="auto",
@@ -470,15 +485,17 @@ def evaluate(
 ):
     "Measure a run: numbers with interval and chance, beside what papers report."
     from clep_tutorial.evaluation import count_lines, evaluate_run, evaluation_pictures, evaluation_table
+    from clep_tutorial.retrieval import report_table
     from clep_tutorial.training import open_run
     wanted, opened = benchmarks_of(on), open_run(run, device)
     pairs = run_pairs(opened, work, cache) if "retrieval" in wanted else None
     reports = evaluate_run(opened, wanted, work=work, data=data, pairs=pairs)
-    found = {**({"retrieval": reports[wanted.index("retrieval")].get("directions")} if pairs is not None else {}), "benchmarks": reports}
+    first, rest = [r for r in reports if r["benchmark"] == "retrieval"], [r for r in reports if r["benchmark"] != "retrieval"]
+    found = {**{r["benchmark"]: r["directions"] for r in first}, **({"benchmarks": rest} if rest else {})}
     write_json(run/"metrics.json", {**(opened.metrics or {}), **found})
     evaluation_pictures(opened, reports, run, work=work)
     if as_json: print(json.dumps(reports, indent=1))
-    else: print(*count_lines(reports), "", evaluation_table(reports).to_string(), sep="\n")
+    else: print("\n\n".join([*(report_table(r["directions"]).to_string() for r in first), *([evaluation_table(rest).to_string(), "\n".join(count_lines(rest))] if rest else [])]))
 
 def run_pairs(
     run, # An opened run
@@ -497,8 +514,8 @@ def run_pairs(
 def extract(
     videos:Annotated[list[str], typer.Argument(metavar="VIDEOS...", help="Video files, folders of them, or patterns.")],
     out:_option(Path, "--out", "Folder for one .pt per video."),
-    backbone:_option(str, "--backbone", "omnivore, omnivore:CLONE (a folder), or hf:NAME or hf:FOLDER, a video model of Hugging Face.")="omnivore",
-    fps:_option(float|None, "--fps", "Resample to this rate first. 30 gives 1.875 rows per second for every video, as search and EPIC expect; without it, windows follow each video's own rate, as the original's do.")=None,
+    backbone:_option(str, "--backbone", "omnivore, omnivore:FOLDER (a clone), hf:NAME or hf:FOLDER.")="omnivore",
+    fps:_option(float|None, "--fps", "Resample first; 30 gives Ego4D's 1.875 rows/s. Default: each video's own rate.")=None,
     stereo:_option(bool, "--stereo", "The videos are two pictures side by side: use the left one.")=False,
     batch_size:_option(int, "--batch-size", "Windows at a time.", min=1)=8,
     dtype:_AsDtype=_Dtype.float32,

@@ -78,8 +78,8 @@ def test_help_of_every_verb(clep, path):
 
 
 def test_the_verbs_are_those_promised():
-    assert {"demo", "miniature", "prepare", "train", "evaluate", "search"} == set(commands()[()].commands)
-    assert {"features", "narrations", "all"} == set(commands()[("prepare",)].commands)
+    assert {"demo", "miniature", "prepare", "extract", "train", "evaluate", "search"} == set(commands()[()].commands)
+    assert {"features", "narrations", "kinetics", "charades", "epic", "all"} == set(commands()[("prepare",)].commands)
 
 
 def test_help_loads_no_torch():
@@ -103,7 +103,8 @@ def test_version_and_bare_command(clep):
 
 
 @pytest.mark.parametrize("argv, words", [(["fly"], "No such command 'fly'"), (["train", "--ephocs", "3"], "--ephocs"), (["train", "--epochs", "many"], "--epochs"), (["train", "--loss", "hope"], "hope"),
-                                         (["search"], "Missing argument"), (["prepare"], "Missing command"), (["prepare", "features"], "which data?"), (["miniature"], "Missing argument")])
+                                         (["search"], "Missing argument"), (["prepare"], "Missing command"), (["prepare", "features"], "which data?"), (["miniature"], "Missing argument"),
+                                         (["prepare", "kinetics"], "which data?"), (["evaluate", "run", "--on", "imagenet"], "choose from retrieval, egomcq"), (["evaluate", "run", "--on", ","], "choose from"), (["extract"], "Missing")])
 def test_wrong_usage_is_2_and_one_line(clep, argv, words):
     assert words in (line := one_error(clep(*argv), 2)) and "--help" in line
 
@@ -115,7 +116,7 @@ def test_results_alone_on_stdout(clep):
     hits = json.loads(out)
     assert code == 0 and len(hits) == 4 and {h["text"] for h in hits} == {"opens the fridge", "washes a cup"} and all(h["end_sec"] > h["start_sec"] for h in hits)
     code, out, err = clep("evaluate", "run", "--json")
-    assert code == 0 and json.loads(out)["text_to_video"]["chance"]["R@5"] > 0
+    assert code == 0 and json.loads(out)[0]["numbers"]["R@5 t2v"]["chance"] > 0
 
 
 def test_a_reader_that_stops_early_is_no_error(here):
@@ -150,6 +151,42 @@ def test_evaluate_prints_and_writes(clep, here):
     shutil.move(here/"work", here/"elsewhere")
     assert "clep prepare" in one_error(clep("evaluate", "run", "--work", "nothing"))
     assert clep("evaluate", "run", "--work", "elsewhere")[:2] == (0, out)
+
+
+def test_benchmarks_from_files_to_one_table(clep, here):
+    shutil.rmtree(here/"mini")
+    assert clep("miniature", "mini", "--videos", "8")[0] == 0 and (here/"mini"/"miniature"/"benchmarks.json").is_file()
+    code, out, err = clep("prepare", "all", "--data", "mini", "--work", "new", "--text-model", "minilm", "--holdout", ".3")
+    assert code == 0 and all(f"new/{name}:" in out for name in ("kinetics", "charades", "epic")) and "missing 20" in out
+    assert clep("train", "--work", "new", "--out", "judged", *SMALL)[0] == 0
+    code, out, err = clep("evaluate", "judged", "--on", "all", "--data", "mini")
+    assert code == 0 and out.startswith("  ") and all(word in out for word in ("median rank", "intra", "top-1", "mAP", "nDCG", "oracle", "HiERO", "missing 20"))
+    found = json.loads((here/"judged"/"metrics.json").read_text())
+    assert {r["benchmark"] for r in found["benchmarks"]} == {"egomcq", "kinetics", "charades", "epic"} and "text_to_video" in found["retrieval"] and found["text_to_video"]["n"] > 0
+    assert (here/"judged"/"zeroshot_kinetics_classes.png").is_file() and not list((here/"judged").glob("*.tmp"))
+    code, out, err = clep("evaluate", "judged", "--on", "kinetics,charades", "--json")
+    assert code == 0 and [r["benchmark"] for r in json.loads(out)] == ["kinetics"]*2 + ["charades"]*6 and all(0 <= x["interval"][0] <= x["value"] <= x["interval"][1] <= 1 for r in json.loads(out) for x in r["numbers"].values())
+    assert "which egomcq.json" in one_error(clep("evaluate", "judged", "--on", "egomcq"))
+
+
+def test_benchmarks_that_are_not_there(clep, here):
+    for name, folder in cli.FOLDERS.items():
+        assert f"no folder mini/{folder}" in one_error(clep("prepare", name, "--data", "mini"))
+        assert f"clep prepare {name}" in one_error(clep("evaluate", "run", "--on", name))
+    (here/"mini"/"kinetics400").mkdir()
+    assert "no file mini/kinetics400/val.csv" in one_error(clep("prepare", "kinetics", "--data", "mini"))
+
+
+def test_a_store_of_another_width_is_refused(clep, here):
+    assert clep("miniature", "wide", "--videos", "8")[0] == 0 and clep("prepare", "kinetics", "--data", "wide", "--work", "work")[0] == 0
+    line = one_error(clep("evaluate", "run", "--on", "kinetics", "--work", "work"))
+    assert "1536" in line and "16" in line
+
+
+def test_extract_needs_weights_and_videos(clep, here, monkeypatch):
+    assert "no video nothing.mp4" in one_error(clep("extract", "nothing.mp4", "--out", "x"))
+    (here/"videos").mkdir()
+    assert "videos" in one_error(clep("extract", "videos", "--out", "x")) and not (here/"x").exists()
 
 
 def test_changed_files_are_noticed(clep, here):

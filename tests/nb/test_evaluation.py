@@ -7,8 +7,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from clep_tutorial.files import DataError
+from matplotlib.figure import Figure
 
-from clep_tutorial.evaluation import Remembering, count_lines, evaluate_run, evaluation_table
+from clep_tutorial.evaluation import Remembering, count_lines, evaluate_run, evaluation_table, plot_epochs
 
 
 def test_each_text_is_encoded_once():
@@ -38,3 +39,10 @@ def test_what_cannot_be_evaluated_is_one_line():
     with pytest.raises(DataError, match="retrieval needs the pairs"): evaluate_run(Card, ("retrieval",), sentence_model=Remembering(None), progress=False)
     with pytest.raises(DataError, match="which egomcq.json"): evaluate_run(Card, ("egomcq",), sentence_model=Remembering(None), progress=False)
     with pytest.raises(DataError, match="clep prepare kinetics"): evaluate_run(Card, ("kinetics",), sentence_model=Remembering(None), progress=False)
+
+
+def test_epoch_scores_collect_and_plot():
+    rows = [{"seed": s, "epoch": e, "egomcq inter": .3 + e/10, "egomcq inter chance": .2} for s in (0, 1) for e in (1, 2, 3)]
+    ax = Figure().subplots()
+    plot_epochs(rows, ("egomcq inter",), ax)
+    assert len(ax.lines) == 4 and ax.lines[2].get_ydata().tolist() == pytest.approx([.4, .5, .6]) and ax.get_title() == "egomcq inter"
