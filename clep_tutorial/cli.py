@@ -350,6 +350,7 @@ def prepare_narrations(data:_Data=None, work:_Work=Path("work"), text_model:_Tex
                                          min_words=min_words, tags=tags.value, keep_benchmark=keep_benchmark)
     print(waterfall_text(counts), line, sep="\n")
 
+# %% ../nbs/howto/22_cli.ipynb #2e83dd4f
 @preparing.command("kinetics")
 def prepare_kinetics(data:_Data=None, work:_Work=Path("work"), dtype:_AsDtype=_Dtype.float16, skip_bad:_SkipBad=False):
     "Kinetics-400 (DATA/kinetics400) into WORK/kinetics."
@@ -497,6 +498,7 @@ def evaluate(
     if as_json: print(json.dumps(reports, indent=1))
     else: print("\n\n".join([*(report_table(r["directions"]).to_string() for r in first), *([evaluation_table(rest).to_string(), "\n".join(count_lines(rest))] if rest else [])]))
 
+# %% ../nbs/howto/22_cli.ipynb #3ae5d855
 def run_pairs(
     run, # An opened run
     work:Path|None=None, # Prepared files; None: those that the run card names

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from clep_tutorial.report import _example, clock, page, search_lines, spread_lines, table_lines, tag
+from clep_tutorial.report import _example, clock, exam_lines, page, search_lines, spread_lines, table_lines, tag
 
 
 def test_text_is_escaped_and_html_is_kept():
@@ -29,6 +29,8 @@ def test_lines_say_the_numbers():
     assert len({len(l) for l in lines}) == 1 and lines[6].split() == ["ours", "41.0%", "78.0%", "89.0%", "2"]
     first, *hits = search_lines(result["searches"][0])
     assert "2.0%" in first and [h.split()[0] for h in hits] == ["right", "wrong", "right"] and "0:41  cuts the onion (kitchen)" in hits[2]
+    exams = exam_lines(result["benchmarks"])
+    assert len({len(l) for l in exams}) == 1 and exams[1].split()[-6:] == ["48.0%", "41.0%", "to", "55.0%", "20.0%", "90.0%"] and exams[2].startswith("Kinetics-400, original: top-1")
     assert [clock(s) for s in (0, 59.9, 60, 3599)] == ["0:00", "0:59", "1:00", "59:59"]
 
 
