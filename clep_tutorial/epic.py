@@ -300,7 +300,7 @@ def plot_matrices(
         import matplotlib.pyplot as plt
         _, axes = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
     rows, cols = (_evenly(_by_verb(f), most) for f in (captions, sentences))
-    for ax, m, title, look in zip(axes, (rel, sim), ("relevancy: from the classes", "similarity: from the model"), (dict(cmap="Greys", vmin=0, vmax=1), dict(cmap="viridis"))):
+    for ax, m, title, look in zip(axes, (rel, np.asarray(sim) - np.asarray(sim).mean(1, keepdims=True)), ("relevancy: from the classes", "similarity: from the model, minus each clip's mean"), (dict(cmap="Greys", vmin=0, vmax=1), dict(cmap="viridis"))):
         image = ax.imshow(np.asarray(m)[np.ix_(rows, cols)], aspect="auto", interpolation="nearest", **look)
         ax.set(title=title, xlabel="sentence, sorted by verb", xticks=[], yticks=[])
         ax.figure.colorbar(image, ax=ax, shrink=.8, pad=.01)

@@ -37,8 +37,8 @@ PUBLISHED = pd.DataFrame([
     ("epic", "mAP v2t", "EgoVLP", 19.4, "Lin et al. 2022"), ("epic", "mAP t2v", "EgoVLP", 13.9, "Lin et al. 2022"), ("epic", "mAP", "EgoVLP", 16.6, "Lin et al. 2022"),
     ("epic", "nDCG v2t", "EgoVLP", 24.1, "Lin et al. 2022"), ("epic", "nDCG t2v", "EgoVLP", 22.0, "Lin et al. 2022"), ("epic", "nDCG", "EgoVLP", 23.1, "Lin et al. 2022"),
     ("epic", "mAP", "LaViLa-L", 36.1, "Zhao et al. 2023"), ("epic", "nDCG", "LaViLa-L", 34.6, "Zhao et al. 2023"),
-    ("charades", "mAP", "EgoVLP, after epoch 1", 25.0, "Lin et al. 2022"),
-    ("charades", "mAP", "LaViLa-L, after epoch 1", 28.9, "Zhao et al. 2023"),
+    ("charades", "mAP", "EgoVLP (after epoch 1)", 25.0, "Lin et al. 2022"),
+    ("charades", "mAP", "LaViLa-L (after epoch 1)", 28.9, "Zhao et al. 2023"),
 ], columns=["benchmark", "number", "model", "percent", "source"])
 
 def published_for(
@@ -62,12 +62,12 @@ def _with_oracle(report, top)->dict:
 def _kinetics(run, work, data, how, n, seed, **words)->dict:
     s = kinetics_scores(run, work, **how, **words)
     truth = single_label_report(s._replace(scores=torch.from_numpy(kinetics_oracle(data, s.keys, s.classes))), n=1)["numbers"] if _is_miniature(data) else {}
-    return _with_oracle({"benchmark": "kinetics", "variant": how["prompts"], **single_label_report(s, n=n, seed=seed)}, {k: x["value"] for k, x in truth.items()})
+    return _with_oracle({"benchmark": "kinetics", "variant": ", ".join(how.values()), **single_label_report(s, n=n, seed=seed)}, {k: x["value"] for k, x in truth.items()})
 
 def _charades(run, work, data, how, n, seed, **words)->dict:
     s = charades_scores(run, work, **how, **words)
     truth = charades_map(charades_oracle(data, s.keys, s.classes), s.labels, ties="expected")[0] if _is_miniature(data) else None
-    return _with_oracle({"benchmark": "charades", "variant": f"{how['which']}, {how['prompts']}", **multi_label_report(s, n=n, seed=seed)}, {} if truth is None else {"mAP": truth})
+    return _with_oracle({"benchmark": "charades", "variant": ", ".join(how.values()), **multi_label_report(s, n=n, seed=seed)}, {} if truth is None else {"mAP": truth})
 
 def _egomcq(run, work, data, how, n, seed, **words)->dict:
     if data is None: raise DataError("which egomcq.json? Give the folder that holds it (--data), or leave egomcq out")
@@ -105,7 +105,7 @@ def _pair_truth(val, data)->dict:
 # %% ../nbs/lessons/10d_evaluation.ipynb #4c2e26e5
 BENCHMARKS = ("retrieval", "egomcq", "kinetics", "charades", "epic")
 ASKED = {"kinetics": ({"prompts": "original"}, {"prompts": "ego"}),              # what is asked in several ways
-         "charades": tuple({"which": w, "prompts": p} for w, p in (("ego", "labels"), ("ego", "ego"), ("ego", "third"), ("third", "labels"), ("all", "labels"), ("all", "ego")))}
+         "charades": tuple({"which": w, "prompts": p} for w, p in (("ego", "labels"), ("ego", "ego"), ("ego", "third"), ("third", "labels"), ("all", "labels"), ("all", "ego"))) + ({"which": "ego", "prompts": "ego", "pool": "topk"},)}
 
 def evaluate_run(
     run, # An open `Run`
@@ -185,12 +185,12 @@ def evaluation_pictures(
     if "kinetics" in first:
         s = kinetics_scores(run, work, prompts=first["kinetics"]["settings"]["prompts"], sentence_model=words)
         figures["kinetics_classes"], figures["kinetics_confusions"] = _figure(9, 7), _figure(7, 2.8)
-        plot_class_matrix(s, figures["kinetics_classes"].subplots())
-        plot_confusions(confusion_shares(s), figures["kinetics_confusions"].subplots())
+        plot_class_matrix(s, figures["kinetics_classes"].subplots()).set_title("Kinetics: videos against classes")
+        plot_confusions(confusion_shares(s), figures["kinetics_confusions"].subplots()).set_title("Kinetics: what a first answer shares with the right one", loc="left", pad=22, fontsize=11)
     for b in ("kinetics", "charades"):
         if b not in first: continue
-        figures[f"{b}_bars"] = _figure(9, .19*min(40, len(first[b]["per_class"])) + 1)
-        plot_class_bars(first[b], ax=figures[f"{b}_bars"].subplots())
+        figures[f"{b}_bars"] = _figure(9, .19*min(60, len(first[b]["per_class"])) + 1)
+        plot_class_bars(first[b], ax=figures[f"{b}_bars"].subplots()).set_title({"kinetics": "Kinetics", "charades": "Charades-Ego"}[b] + f", {first[b]['variant']}: class by class")
     for name, figure in figures.items():
         with atomic_path(Path(out)/f"zeroshot_{name}.png") as tmp: figure.savefig(tmp, format="png", dpi=120)
     return [Path(out)/f"zeroshot_{name}.png" for name in figures]
@@ -238,6 +238,6 @@ def plot_epochs(
         mean = rows.groupby("epoch")[name].mean()
         ax.plot(mean.index, mean, "o-", color="tab:blue", ms=4)
         ax.axhline(rows[f"{name} chance"].mean(), color="0.5", ls="--", lw=1)
-        ax.set(title=name, xlabel="epoch", ylim=(0, None)); ax.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        ax.set(title=name.replace("text_to_video_R@5", "retrieval R@5, text to video"), xlabel="epoch", ylim=(0, None)); ax.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         ax.xaxis.get_major_locator().set_params(integer=True); ax.spines[["top", "right"]].set_visible(False)
     return axes
