@@ -186,7 +186,7 @@ def evaluation_pictures(
         s = kinetics_scores(run, work, prompts=first["kinetics"]["settings"]["prompts"], sentence_model=words)
         figures["kinetics_classes"], figures["kinetics_confusions"] = _figure(9, 7), _figure(7, 2.8)
         plot_class_matrix(s, figures["kinetics_classes"].subplots()).set_title("Kinetics: videos against classes")
-        plot_confusions(confusion_shares(s), figures["kinetics_confusions"].subplots()).set_title("Kinetics: what a first answer shares with the right one", loc="left", pad=22, fontsize=11)
+        plot_confusions(confusion_shares(s), figures["kinetics_confusions"].subplots()).set_title("Kinetics: what a first answer shares with the right one")
     for b in ("kinetics", "charades"):
         if b not in first: continue
         figures[f"{b}_bars"] = _figure(9, .19*min(60, len(first[b]["per_class"])) + 1)

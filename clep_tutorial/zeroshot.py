@@ -691,5 +691,5 @@ def plot_confusions(
     y = np.arange(len(shares))
     for shift, column, colour in ((-.2, "share", "tab:blue"), (.2, "chance", "0.7")): ax.barh(y + shift, shares[column], height=.38, color=colour, label={"share": "first answer", "chance": "a random class"}[column])
     ax.set(yticks=y, yticklabels=shares.index, xlabel="share of the videos", ylim=(len(y) - .5, -.5))
-    ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), fontsize=9); ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="center right"); ax.spines[["top", "right"]].set_visible(False)
     return ax
