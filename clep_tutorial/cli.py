@@ -320,9 +320,11 @@ def prepare_benchmark_in(
     from clep_tutorial.epic import prepare_epic
     from clep_tutorial.zeroshot import prepare_charades, prepare_kinetics
     if data is None: raise typer.BadParameter('which data? Give --data FOLDER, set CLEP_DATA, or write data = "FOLDER" into clep.toml')
+    data = next((p for p in (data, data/"v2", data/"v1") if (p/FOLDERS[name]).is_dir()), data)
     if not (data/FOLDERS[name]).is_dir(): raise DataError(f"no folder {data/FOLDERS[name]}: put the annotations there, and the features in omnivore_video_swinl below it (`clep extract` makes them from videos)")
-    counts = {"kinetics": prepare_kinetics, "charades": prepare_charades, "epic": prepare_epic}[name](data, work, dtype=dtype, **({} if name == "epic" else {"skip_bad": skip_bad}))
-    return f"{work/name}: " + ", ".join(f"{k} {n:,}" for k, n in counts.items() if isinstance(n, int) and (n or k == "missing"))
+    counts = {"kinetics": prepare_kinetics, "charades": prepare_charades, "epic": prepare_epic}[name](data, work, dtype=dtype, skip_bad=skip_bad)
+    flat = {**counts, **{f"left out, {k}": n for k, n in counts.get("left out", {}).items()}}
+    return f"{work/name}: " + ", ".join(f"{k} {n:,}" for k, n in flat.items() if isinstance(n, int) and not isinstance(n, bool) and (n or k == "missing"))
 
 # %% ../nbs/howto/22_cli.ipynb #cac1e280
 _Dtype, _Unsure, _Tags = choices("Dtype", "float32", "float16"), choices("Unsure", "drop", "keep"), choices("Tags", "name", "remove")
@@ -362,9 +364,9 @@ def prepare_charades(data:_Data=None, work:_Work=Path("work"), dtype:_AsDtype=_D
     print(prepare_benchmark_in("charades", data, work, dtype.value, skip_bad))
 
 @preparing.command("epic")
-def prepare_epic(data:_Data=None, work:_Work=Path("work"), dtype:_AsDtype=_Dtype.float16):
+def prepare_epic(data:_Data=None, work:_Work=Path("work"), dtype:_AsDtype=_Dtype.float16, skip_bad:_SkipBad=False):
     "EPIC-KITCHENS-100 (DATA/epic) into WORK/epic."
-    print(prepare_benchmark_in("epic", data, work, dtype.value))
+    print(prepare_benchmark_in("epic", data, work, dtype.value, skip_bad))
 
 @preparing.command("all")
 def prepare_all(data:_Data=None, work:_Work=Path("work"), features:_FeatureName="omnivore_video_swinl", dtype:_AsDtype=_Dtype.float32, uids:_Uids=None, skip_bad:_SkipBad=False,
@@ -374,7 +376,7 @@ def prepare_all(data:_Data=None, work:_Work=Path("work"), features:_FeatureName=
     prepare_features(data, work, features, dtype, uids, skip_bad)
     prepare_narrations(data, work, text_model, device, batch_size, holdout, seed, unsure, min_words, tags, keep_benchmark)
     for name, folder in FOLDERS.items():
-        if (data/folder).is_dir(): print(prepare_benchmark_in(name, data, work, skip_bad=skip_bad))
+        if any((p/folder).is_dir() for p in (data, data/"v2", data/"v1")): print(prepare_benchmark_in(name, data, work, skip_bad=skip_bad))
     say(f"next: clep train --work {work}")
 
 # %% ../nbs/howto/22_cli.ipynb #8d0f9adf
@@ -447,12 +449,13 @@ def train(
 ):
     "Train a model on the prepared files."
     from clep_tutorial.embeddings import EmbeddingStore
+    from clep_tutorial.narrations import narration_counts
     from clep_tutorial.training import TrainConfig, fit
     config = TrainConfig(loss=loss.value, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup, hidden=hidden, dim=dim,
                          dropout=dropout, seed=seed, device=device, eval_every=eval_every)
     how = dict(strategy=window.value, offset=offset, pool=pool.value, n_sample=n_sample, alpha=alpha, seed=seed, outside=outside.value)
     pairs = work_pairs(work, how, cache)
-    card = {"pairs": how, "data": {"work": str(work.resolve()), "text_model": EmbeddingStore(work/"embeddings.h5").model}}
+    card = {"pairs": how, "data": {"work": str(work.resolve()), "text_model": EmbeddingStore(work/"embeddings.h5").model, "tags": narration_counts(work/"narrations.parquet").get("settings", {}).get("tags")}}
     with redirect_stdout(sys.stderr): run = fit(pairs, out, config, resume=resume, card=card, tensorboard=tensorboard)
     print(_run_line(run))
     say(f"next: clep evaluate {out}")
@@ -489,14 +492,17 @@ def evaluate(
     from clep_tutorial.retrieval import report_table
     from clep_tutorial.training import open_run
     wanted, opened = benchmarks_of(on), open_run(run, device)
+    data = next((p for p in (data, data/"v2", data/"v1") if (p/"egomcq.json").is_file()), data) if data else None
     pairs = run_pairs(opened, work, cache) if "retrieval" in wanted else None
     reports = evaluate_run(opened, wanted, work=work, data=data, pairs=pairs)
     first, rest = [r for r in reports if r["benchmark"] == "retrieval"], [r for r in reports if r["benchmark"] != "retrieval"]
-    found = {**{r["benchmark"]: r["directions"] for r in first}, **({"benchmarks": rest} if rest else {})}
-    write_json(run/"metrics.json", {**(opened.metrics or {}), **found})
+    before = opened.metrics or {}
+    kept = {(r["benchmark"], r["variant"]): r for r in [*before.get("benchmarks", []), *rest]}                 # an exam of before stays until it is sat again
+    found = {**{r["benchmark"]: r["directions"] for r in first}, **({"benchmarks": [*kept.values()]} if kept else {})}
     evaluation_pictures(opened, reports, run, work=work)
     if as_json: print(json.dumps(reports, indent=1))
     else: print("\n\n".join([*(report_table(r["directions"]).to_string() for r in first), *([evaluation_table(rest).to_string(), "\n".join(count_lines(rest))] if rest else [])]))
+    write_json(run/"metrics.json", {**before, **found})
 
 # %% ../nbs/howto/22_cli.ipynb #3ae5d855
 def run_pairs(
@@ -508,7 +514,8 @@ def run_pairs(
     how, place = run.card.get("pairs") or {}, work or run.card["data"].get("work")
     if not place: raise DataError(f"{run.path} does not say where its prepared files are: give --work")
     pairs = work_pairs(Path(place), how, cache)
-    if pairs.fingerprint() != run.card["data"].get("fingerprint"): say(f"warning: {place} is not what {run.path} was trained on: its held-out videos may have been trained on")
+    from clep_tutorial.training import split_fingerprint
+    if (pairs.fingerprint(), split_fingerprint(pairs)) != tuple(run.card["data"].get(k) for k in ("fingerprint", "split")): say(f"warning: {place} is not what {run.path} was trained on: its held-out videos may have been trained on")
     return pairs
 
 # %% ../nbs/howto/22_cli.ipynb #7f92ecd7

@@ -211,8 +211,9 @@ def _open(run, sentence_model)->tuple: # (model, run card, sentence model)
     if not name: raise DataError("nobody says which sentence model encoded the narrations: give sentence_model=…, a name or a loaded model")
     return model, card, load_sentence_model(name) if isinstance(name, (str, Path)) else name
 
-def _clean(work)->callable:
-    "How the sentences of training were cleaned"
+def _clean(work, card=None)->callable:
+    "How the sentences of training were cleaned: the run card says, or the prepared files"
+    if tags := ((card or {}).get("data") or {}).get("tags"): return remove_tags if tags == "remove" else sub_tagged_tokens
     try: tags = narration_counts(Path(work)/"narrations.parquet").get("settings", {}).get("tags", "name")
     except DataError: tags = "name"
     return remove_tags if tags == "remove" else sub_tagged_tokens
@@ -249,8 +250,10 @@ def margins(
 def trained_on(
     questions:pd.DataFrame, # As `read_egomcq` gives them
     work:str|Path, # Folder of narrations.parquet
-)->np.ndarray|None: # bool [Q]; None: there is no such table, nobody knows
+    run=None, # A `Run` that knows its own videos; otherwise the table says which are for training
+)->np.ndarray|None: # bool [Q]; None: nobody knows
     "Which questions show a clip of a video whose narrations were trained on"
+    if (own := getattr(run, "train_videos", None)) is not None: return questions.uid.isin(own).to_numpy().reshape(-1, 5).any(1)
     path = Path(work)/"narrations.parquet"
     if not path.is_file(): return None
     table = open_narrations(path, ["uid", "split"])
@@ -281,11 +284,11 @@ def egomcq_report(
     questions, lost = answerable(asked, store)
     left_out = {k: left_out[k] + lost.get(k, 0) for k in left_out}
     if not len(questions): raise DataError(f"no question of {path} can be asked{'' if uids is None else ' of these videos'}: {_main_loss(left_out) if sum(left_out.values()) else 'none is about them alone'}; prepare the features of its videos with `clep prepare features`")
-    seen = trained_on(questions, work)
+    seen = trained_on(questions, work, open_run(run) if isinstance(run, (str, Path)) else run)
     keep = {"all": np.ones(len(questions)//5, bool)} | ({} if seen is None else {"held-out": ~seen, "trained": seen})
     where = split if split in keep else "all"
     if not keep[where].any(): raise DataError(f'no question of {path} is left: {_nobody(split, len(questions)//5)}')
-    scores = egomcq_scores(model, store, questions, words, window=window, cut=cut, clean=_clean(work), progress=progress)
+    scores = egomcq_scores(model, store, questions, words, window=window, cut=cut, clean=_clean(work, card), progress=progress)
     numbers = {name: _numbers(questions, scores, rows, n, seed) for name, rows in keep.items() if name == where or name == "trained" and where == "held-out" and rows.any()}
     kind, videos = questions.type.to_numpy()[::5][keep[where]], questions.uid.to_numpy().reshape(-1, 5)[keep[where]]
     counts = {"questions": len(asked)//5 + sum(left_out[k] - lost.get(k, 0) for k in left_out), "kept": int(keep[where].sum()), **{name: int((kind == k).sum()) for k, name in TYPES.items()}, "videos": len(np.unique(videos)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def clock_seconds(
     text:str, # "HH:MM:SS.ss", as "00:01:02.50"
 )->float: # 62.5; NaN if it is no such time
     "A time of EPIC's csv in seconds"
-    found = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d*)?)", str(text).strip())
+    found = re.fullmatch(r"(\d{1,4}):([0-5]?\d):([0-5]?\d(?:\.\d*)?)", str(text).strip())
     return 3600*int(found[1]) + 60*int(found[2]) + float(found[3]) if found else math.nan
 
 def read_epic(
@@ -52,8 +53,10 @@ def _table(folder, names, columns)->tuple: # (path, table of text)
     "The first of `names` that is there, as plain text"
     path = next((p for f in (folder, folder/"retrieval_annotations") for n in names if (p := f/n).is_file()), None)
     if path is None: raise DataError(f"no {names[0]} in {folder} or its retrieval_annotations: clone epic-kitchens/epic-kitchens-100-annotations there")
-    try: frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as e: raise DataError(f"{path} is no csv that can be read ({str(e).splitlines()[0][:80]}): download it again") from e
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)                  # lines longer than the first
+        try: frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        except (ValueError, OSError, pd.errors.ParserWarning) as e: raise DataError(f"{path} is no csv that can be read ({str(e).splitlines()[0][:80]}): download it again") from e
     if missing := [c for c in columns if c not in frame]: raise DataError(f"{path} has no column {', '.join(missing)}: download it again")
     if not len(frame): raise DataError(f"{path} has no line besides its header: download it again")
     frame = frame.fillna("")
@@ -64,7 +67,9 @@ def _classes(path, column, read)->list:
     "Class numbers of a column, each as `read` understands it"
     out = []
     for line, x in enumerate(column, 2):
-        try: out.append(read(x))
+        try:
+            out.append(read(x))
+            if not all(0 <= c < 2**31 for c in (out[-1] if isinstance(out[-1], list) else [out[-1]])): raise ValueError
         except ValueError: raise DataError(f"{path}, line {line}: {column.name} is {ascii(x)[:40]}, no class number{'s' if read is tag_ids else ''}: download the file again") from None
     return out
 
@@ -115,6 +120,7 @@ def prepare_epic(
     work:str|Path, # Where epic/features.h5, captions.parquet, sentences.parquet and counts.json go
     *,
     dtype:str="float16", # Or "float32": how features are kept
+    skip_bad:bool=False, # Leave feature files out that cannot be used? Otherwise they are an error
     progress:bool=True, # Show a bar?
 )->dict: # captions, sentences, videos: how many there are; kept; left out: reason of `LEFT_OUT` -> captions
     "Read, check and store what `epic_report` needs. counts.json comes last; what is left out is counted, never scored"
@@ -123,8 +129,9 @@ def prepare_epic(
     source, wanted = folder/"omnivore_video_swinl", set(captions.video_id)
     uids = [u for u in feature_uids(source) if u in wanted]
     if not uids: raise DataError(f"none of the {len(wanted):,} videos of {folder} has a feature file in {source}: extract them, one <video_id>.pt per video")
-    (out/"counts.json").unlink(missing_ok=True)
-    store = FeatureStore(save_features_to_hdf5(uids, source, out/"features.h5", dtype=dtype, progress=progress))
+    (out/"counts.json").unlink(missing_ok=True)      # what is not whole is not scored
+    store = FeatureStore(save_features_to_hdf5(uids, source, out/"features.h5", dtype=dtype, skip_bad=skip_bad, progress=progress))
+    uids = list(store.uids)
     rates = _rates(folder, store)
     captions["rate"] = captions.video_id.map(rates)
     end = captions.video_id.map({u: (store.n_rows(u) + 1)/r for u, r in rates.items()})
@@ -144,9 +151,12 @@ def _rates(folder, store)->dict: # uid -> rows per second
     "The rate of each video; that of the store where EPIC_100_video_info.csv does not tell length and frames per second"
     rates = {u: store.rate for u in store.uids}
     if (folder/"EPIC_100_video_info.csv").is_file():
-        path, frame = folder/"EPIC_100_video_info.csv", pd.read_csv(folder/"EPIC_100_video_info.csv", dtype={"video_id": str})
+        path = folder/"EPIC_100_video_info.csv"
+        try: frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        except (ValueError, OSError) as e: raise DataError(f"{path} is no csv that can be read: download it again, or remove it to take {store.rate} rows per second for all") from e
         if missing := [c for c in ("video_id", "duration", "fps") if c not in frame]: raise DataError(f"{path} has no column {', '.join(missing)}: download it again, or remove it to take {store.rate} rows per second for all")
-        rates |= {u: row_rate(store.n_rows(u), s, f) for u, s, f in zip(frame.video_id, frame.duration, frame.fps) if u in store}
+        seconds, fps = (pd.to_numeric(frame[c], errors="coerce") for c in ("duration", "fps"))
+        rates |= {u: row_rate(store.n_rows(u), s, f) if 0 < s < np.inf and 0 < f < np.inf else math.nan for u, s, f in zip(frame.video_id, seconds, fps) if u in store}
     return rates
 
 def open_epic(
@@ -155,9 +165,12 @@ def open_epic(
     "What was prepared; `DataError` if it is not there, unfinished or damaged"
     folder = Path(work)/"epic"
     if not (folder/"counts.json").is_file(): raise DataError(f"no counts.json in {folder}: prepare EPIC-KITCHENS first, with `prepare_epic` (`clep prepare epic`)")
-    try: captions, sentences = (pd.read_parquet(folder/f"{n}.parquet") for n in ("captions", "sentences"))
-    except (OSError, ValueError) as e: raise DataError(f"{folder} is damaged: prepare EPIC-KITCHENS anew with `prepare_epic`") from e
-    return captions, sentences, FeatureStore(folder/"features.h5"), read_json(folder/"counts.json")
+    try:
+        captions, sentences = (pd.read_parquet(folder/f"{n}.parquet") for n in ("captions", "sentences"))
+        store, counts = FeatureStore(folder/"features.h5"), read_json(folder/"counts.json")
+        counts["left out"].items(), [counts[k] for k in ("captions", "sentences", "missing videos", "other words")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise DataError(f"{folder} is damaged or of another version: prepare EPIC-KITCHENS anew with `clep prepare epic`") from e
+    return captions, sentences, store, counts
 
 # %% ../nbs/lessons/10c_epic.ipynb #4a9b0f67
 def epic_relevancy(
@@ -251,7 +264,7 @@ def epic_report(
     "Zero-shot multi-instance retrieval on EPIC-KITCHENS-100: graded mAP and nDCG in both directions and their mean, with chance and intervals over queries (clips by video)"
     model, card, words = _open(run, sentence_model)
     captions, sentences, store, counts = open_epic(work)
-    template = template if template is not None else "{}" if _clean(work) is remove_tags else "Camera wearer {}"
+    template = template if template is not None else "{}" if _clean(work, card) is remove_tags else "Camera wearer {}"
     rel, cut = epic_relevancy(captions, sentences), card.get("pairs") or {}
     v, t = (rel == 1).any(1), (rel == 1).any(0)      # where clips are missing, some have nothing left to be found
     if not v.any(): raise DataError(f"no clip of {Path(work)/'epic'} has a sentence that is exactly right: prepare more videos")

@@ -5,6 +5,7 @@
 # %% ../nbs/lessons/10d_evaluation.ipynb #2b9110d9
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from .metrics import charades_map, mcq_accuracy, recall_from_ranks, retrieval_ra
 from .minibench import charades_oracle, kinetics_oracle, mcq_oracle
 from .miniature import oracle_vectors
 from .retrieval import retrieval_report
-from .zeroshot import charades_scores, confusion_shares, kinetics_scores, multi_label_report, plot_class_bars, plot_class_matrix, plot_confusions, single_label_report
+from .zeroshot import charades_scores, confusion_shares, kinetics_scores, multi_label_report, open_labels, plot_class_bars, plot_class_matrix, plot_confusions, single_label_report
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'BENCHMARKS', 'ASKED', 'FIRST', 'published_for', 'evaluate_run', 'Remembering', 'evaluation_table',
@@ -52,7 +53,13 @@ def published_for(
     return "; ".join(f"{r.model} {r.percent:.1f}" for r in rows.itertuples())
 
 # %% ../nbs/lessons/10d_evaluation.ipynb #101fcfe8
-def _is_miniature(data)->bool: return data is not None and (Path(data)/"miniature"/"benchmarks.json").is_file()
+def _truth(name, data, find)->dict: # {number: value}
+    "What somebody who sees the truth would get; {} where nobody knows it"
+    if data is None or not (Path(data)/"miniature"/"benchmarks.json").is_file(): return {}
+    try: return find()
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as e:      # another miniature, or files that were changed
+        warnings.warn(f"no oracle for {name}: {str(e).splitlines()[0][:150] if str(e) else type(e).__name__}")
+        return {}
 
 def _with_oracle(report, top)->dict:
     "`report`, with the numbers of somebody who sees the truth beside its own"
@@ -61,30 +68,30 @@ def _with_oracle(report, top)->dict:
 
 def _kinetics(run, work, data, how, n, seed, **words)->dict:
     s = kinetics_scores(run, work, **how, **words)
-    truth = single_label_report(s._replace(scores=torch.from_numpy(kinetics_oracle(data, s.keys, s.classes))), n=1)["numbers"] if _is_miniature(data) else {}
+    truth = _truth("Kinetics", data, lambda: single_label_report(s._replace(scores=torch.from_numpy(kinetics_oracle(data, s.keys, s.classes))), n=1)["numbers"])
     return _with_oracle({"benchmark": "kinetics", "variant": ", ".join(how.values()), **single_label_report(s, n=n, seed=seed)}, {k: x["value"] for k, x in truth.items()})
 
 def _charades(run, work, data, how, n, seed, **words)->dict:
     s = charades_scores(run, work, **how, **words)
-    truth = charades_map(charades_oracle(data, s.keys, s.classes), s.labels, ties="expected")[0] if _is_miniature(data) else None
-    return _with_oracle({"benchmark": "charades", "variant": ", ".join(how.values()), **multi_label_report(s, n=n, seed=seed)}, {} if truth is None else {"mAP": truth})
+    truth = _truth("Charades-Ego", data, lambda: {"mAP": charades_map(charades_oracle(data, s.keys, s.classes), s.labels, ties="expected")[0]})
+    return _with_oracle({"benchmark": "charades", "variant": ", ".join(how.values()), **multi_label_report(s, n=n, seed=seed)}, truth)
 
 def _egomcq(run, work, data, how, n, seed, **words)->dict:
     if data is None: raise DataError("which egomcq.json? Give the folder that holds it (--data), or leave egomcq out")
     report = egomcq_report(run, work, data, n=n, seed=seed, progress=False, **words)
-    return _with_oracle(report, _mcq_truth(work, data, report) if _is_miniature(data) else {})
+    return _with_oracle(report, _truth("EgoMCQ", data, lambda: _mcq_truth(run, work, data, report)))
 
-def _mcq_truth(work, data, report)->dict:
+def _mcq_truth(run, work, data, report)->dict:
     "The oracle on the questions that the report is about"
     asked, path = answerable(read_egomcq(Path(data)/"egomcq.json")[0], FeatureStore(Path(work)/"features.h5"))[0], Path(data)/"egomcq.json"
-    first, seen, every = asked.iloc[::5], trained_on(asked, work), read_json(path)
+    first, seen, every = asked.iloc[::5], trained_on(asked, work, run), read_json(path)
     if report["settings"]["split"] == "held-out": first = first[~seen]
     found = mcq_accuracy(mcq_oracle(data, [every[q] for q in first.question]), first.answer.to_numpy(), first.type.to_numpy())
     return {k: found[k] for k in report["numbers"]}
 
 def _epic(run, work, data, how, n, seed, **words)->dict:
     report = epic_report(run, work, n=n, seed=seed, progress=False, **words)
-    return _with_oracle(report, {k: 1. for k in report["numbers"]} if _is_miniature(data) else {})           # who knows the relevancy ranks by it
+    return _with_oracle(report, _truth("EPIC", data, lambda: {k: 1. for k in report["numbers"]}))            # who knows the relevancy ranks by it
 
 # %% ../nbs/lessons/10d_evaluation.ipynb #65a549ac
 def _retrieval(run, pairs, data, n, seed)->dict:
@@ -94,7 +101,7 @@ def _retrieval(run, pairs, data, n, seed)->dict:
     numbers = {f"R@{k} {name}": {"value": found[way][f"R@{k}"], "interval": found[way]["interval"][f"R@{k}"], "chance": found[way]["chance"][f"R@{k}"]} for way, name in ways.items() for k in (1, 5, 10)}
     report = {"benchmark": "retrieval", "variant": "held-out pairs", "numbers": numbers, "counts": {"pairs": found["text_to_video"]["gallery"], "videos": found["text_to_video"]["groups"]}, "settings": {"n": n, "seed": seed}, "directions": found}
     whole = len(val) == found["text_to_video"]["gallery"]                        # a part of the pairs has another ceiling
-    return _with_oracle(report, _pair_truth(val, data) if _is_miniature(data) and whole else {})
+    return _with_oracle(report, _truth("retrieval", data, lambda: _pair_truth(val, data)) if whole else {})
 
 def _pair_truth(val, data)->dict:
     clips, sentences = (torch.from_numpy(x) for x in oracle_vectors(data, val.frame))
@@ -121,14 +128,23 @@ def evaluate_run(
     progress:bool=True, # Show a bar?
 )->list: # Of reports: benchmark, variant, numbers, counts, settings; numbers have value, interval, chance, and oracle where it is known
     "All benchmarks on one run; `DataError` for one that is unknown or not prepared"
+    if data is not None and not Path(data).is_dir(): raise DataError(f"no folder {data}: check --data or CLEP_DATA")
     if unknown := [b for b in on if b not in BENCHMARKS]: raise DataError(f"no benchmark {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
     work, words, reports = Path(work or run.card["data"].get("work") or "work"), _remembering(run, sentence_model), []
     do = {"egomcq": _egomcq, "kinetics": _kinetics, "charades": _charades, "epic": _epic}
-    ways = [(b, how) for b in dict.fromkeys(on) for how in asked.get(b, ({},))]
+    ways = [(b, how) for b in dict.fromkeys(on) for how in (_possible(work, asked[b]) if b == "charades" else asked.get(b, ({},)))]
     for b, how in (bar := tqdm(ways, desc="evaluate", disable=not progress, leave=False)):
         bar.set_description(" ".join([b, *how.values()]))
         reports.append(_retrieval(run, pairs, data, n, seed) if b == "retrieval" else do[b](run, work, data, how, n, seed, sentence_model=words))
     return reports
+
+def _possible(work, ways)->list:
+    "The ways to ask Charades-Ego for which there are videos: many have the wearer's view alone"
+    frame = open_labels(work, "charades").frame
+    some = frame.labels.map(len) > 0
+    views = {"all": some.any(), "ego": (some & frame.ego).any(), "third": (some & ~frame.ego).any()}
+    if not (found := [how for how in ways if views[how["which"]]]): raise DataError(f"no video of {Path(work)/'charades'} has a label: prepare another list with `clep prepare charades`")
+    return found
 
 # %% ../nbs/lessons/10d_evaluation.ipynb #daee23ea
 class Remembering:
@@ -166,7 +182,7 @@ def count_lines(
     reports:list, # As `evaluate_run` gives them
 )->list: # Of strings
     "What each benchmark was measured on, and what was left out"
-    flat = lambda d: ", ".join(f"{k} {flat(v) if isinstance(v, dict) else v if not isinstance(v, int) else format(v, ',')}" for k, v in d.items() if v not in (None, {}, 0) or k == "missing")
+    flat = lambda d: ", ".join(f"{k} {flat(v) if isinstance(v, dict) else v if not isinstance(v, int) else format(v, ',')}" for k, v in d.items() if v not in (None, {}, 0) or k in ("missing", "inter", "intra"))
     return [f"{r['benchmark']}, {r['variant']}: {flat(r['counts'])}" for r in reports]
 
 # %% ../nbs/lessons/10d_evaluation.ipynb #b6dad1e2

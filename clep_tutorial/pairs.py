@@ -232,7 +232,7 @@ class PairTable:
 
     def _split(self, name)->np.ndarray: # bool [N]
         there = self.frame["split"].value_counts().to_dict() if "split" in self.frame else {}
-        if name not in there: raise DataError(f"no pair in split {name!r} (there are {', '.join(f'{k}: {v:,}' for k, v in there.items()) or 'no splits'}): hold out more videos, or prepare more of them")
+        if not there.get(name): raise DataError(f"no pair in split {name!r} (there are {', '.join(f'{k}: {v:,}' for k, v in there.items()) or 'no splits'}): hold out more videos, or prepare more of them")
         return (self.frame["split"] == name).to_numpy()
 
     def to(self,

@@ -34,8 +34,8 @@ from .pairs import PairTable
 
 # %% auto #0
 __all__ = ['LOSSES', 'learning_rate', 'LossKind', 'TrainConfig', 'pick_device', 'epoch_seed', 'shuffled_batches', 'train_step',
-           'train_epoch', 'embed_pairs', 'held_out_counts', 'recall_summary', 'describe_hardware', 'Run', 'open_run',
-           'plot_log', 'LiveCurve', 'fit']
+           'train_epoch', 'embed_pairs', 'held_out_counts', 'recall_summary', 'describe_hardware', 'split_fingerprint',
+           'Run', 'open_run', 'plot_log', 'LiveCurve', 'fit']
 
 # %% ../nbs/lessons/07_training.ipynb #e07abff7
 def learning_rate(
@@ -277,12 +277,17 @@ def _cpu_name()->str:
 def _versions()->dict: return {"clep_tutorial": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 # %% ../nbs/lessons/07_training.ipynb #b8b5d120
+def split_fingerprint(
+    pairs:PairTable, # With the column `split`
+)->str: # 16 hexadecimal digits
+    "A hash of which pairs are held out"
+    return hashlib.sha256("\n".join(pairs.frame["split"].astype(str)).encode()).hexdigest()[:16]
+
 def _run_card(pairs, train, val, config, model, sampler, extra)->dict:
     "config.json: all that decides the weights, and where they were made"
     extra = extra or {}
-    split = "\n".join(pairs.frame["split"].astype(str))
     data = {"work": None, "text_model": None, **extra.get("data", {}), "fingerprint": pairs.fingerprint(),
-            "split": hashlib.sha256(split.encode()).hexdigest()[:16], "n_train": len(train), "n_val": len(val) if val else 0}
+            "split": split_fingerprint(pairs), "n_train": len(train), "n_val": len(val) if val else 0}
     card = {"train": {**asdict(config), "betas": list(config.betas)}, "model": model.config, "pairs": extra.get("pairs", {}), "data": data, "versions": _versions(),
             "hardware": describe_hardware(train.video.device), "seed": config.seed, "sampler": getattr(sampler, "__name__", type(sampler).__name__)}
     return {**card, **{k: v for k, v in extra.items() if k not in card}}
@@ -332,6 +337,11 @@ class Run:
     metrics: dict|None = None                        # metrics.json; `fit` writes it last
 
     @property
+    def train_videos(self)->list|None: # uids; None: this run does not say
+        "The videos that the model was trained on"
+        return read_json(self.path/"train_videos.json") if (self.path/"train_videos.json").is_file() else None
+
+    @property
     def finished(self)->bool: return _is_finished(self.metrics, self.config.epochs)
 
     def __repr__(self): return f"Run({self.path.name}: {len(self.log)} of {self.config.epochs} epochs, loss {self.log.loss.iloc[-1]:.3f}, {'finished' if self.finished else 'unfinished'})"
@@ -362,7 +372,7 @@ def _read_card(path)->dict:
     return card
 
 # %% ../nbs/lessons/07_training.ipynb #4db32199
-_FILES = ("log.csv", "metrics.json", "curve.png")
+_FILES = ("train_videos.json", "log.csv", "metrics.json", "curve.png")
 
 def _saved_state(out, card, resume)->dict|None: # None: start from nothing
     "The checkpoint to go on from, once it is known that going on is what is wanted and makes sense"
@@ -521,5 +531,6 @@ def fit(
         saved = _saved_state(out, card, resume)
         board = _board(out, tensorboard, saved["epoch"] if saved else 0)
         _prepare_folder(out, card, saved)
+        if not (out/"train_videos.json").is_file(): write_json(out/"train_videos.json", sorted(train.frame["uid"].unique().tolist()))
         _loop(model, train, val, config, out, saved, sampler, progress, callback, board)
     return open_run(out, str(device))

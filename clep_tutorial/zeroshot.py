@@ -61,6 +61,7 @@ def _read_csv(path, columns)->pd.DataFrame:
         try: frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig").fillna("")
         except (ValueError, pd.errors.ParserWarning) as e: raise DataError(f"{path} is no csv that can be read ({str(e).splitlines()[0][:100]}): download it again") from e
     frame.columns = frame.columns.str.strip()
+    if frame.columns.duplicated().any(): raise DataError(f"{path} has two columns {frame.columns[frame.columns.duplicated()][0]!r}: download it again")
     if missing := [c for c in columns if c not in frame]: raise DataError(f"{path} has no column {', '.join(missing)}: expected a first line with {','.join(columns)}")
     return frame.apply(lambda column: column.str.strip())
 
@@ -307,7 +308,10 @@ def open_labels(
     try:
         found = Labels(pd.read_parquet(folder/"labels.parquet"), read_json(folder/"classes.json"), read_json(folder/"counts.json"))
         found.frame[["key", *(("label",) if name == "kinetics" else ("ego", "labels"))]]
-    except (OSError, ValueError, KeyError) as e: raise DataError(f"{folder} is damaged or not whole: prepare it again with `clep prepare {name}`") from e
+        if [*(("missing",) if name == "kinetics" else ("missing", "missing ego"))] != [k for k in ("missing", "missing ego") if k in found.counts]: raise ValueError("counts")
+        most = found.frame.label.max() if name == "kinetics" else found.frame.labels.map(lambda x: max(x, default=0)).max()
+        if not most < len(found.classes): raise ValueError("classes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise DataError(f"{folder} is damaged or not whole: prepare it again with `clep prepare {name}`") from e
     return found
 
 # %% ../nbs/lessons/09_zeroshot.ipynb #b2b84beb
@@ -339,7 +343,9 @@ def _check_width(model, store):
 def _score(run, work, name, frame, classes, prompts, settings, pool, k, sentence_model, progress)->tuple: # (scores, rows of `frame` that have features)
     model, words = _open_model(run, sentence_model)
     path = Path(work)/name/"features.h5"
-    _check_width(model, FeatureStore(path))
+    try: features = FeatureStore(path)
+    except DataError as e: raise DataError(f"{path} is missing or damaged: prepare it again with `clep prepare {name}`") from e
+    _check_width(model, features)
     store = LabelledFeatureDset(path, zip(frame.key, range(len(frame))))
     W = label_classifier(model, prompts, words, progress=progress)
     settings.update(pool=pool, **({"k": k} if pool == "topk" else {}), sentence_model=getattr(words, "clep_name", type(words).__name__))

@@ -45,7 +45,7 @@ def one_line(error): return "\n" not in str(error.value)
 def files(folder): return sorted(p.name for p in Path(folder).iterdir())
 
 
-ALL = ["checkpoint.pt", "config.json", "curve.png", "log.csv", "metrics.json"]
+ALL = ["checkpoint.pt", "config.json", "curve.png", "log.csv", "metrics.json", "train_videos.json"]
 
 KILLED = """
 import os, signal, sys
@@ -77,7 +77,7 @@ def test_killed_then_resumed_equals_uninterrupted(whole, tmp_path, name, at, kep
     if kept:
         part = open_run(out, "cpu")
         assert len(part.log) == kept and not part.finished
-    else: assert files(out) == ["config.json"]
+    else: assert files(out) == ["config.json", "train_videos.json"]
     again = fit(_toy_pairs(), out, CONFIG, progress=False, resume=True)
     assert again.finished and same(again, whole) and files(out) == ALL
     assert again.log.loss.tolist() == whole.log.loss.tolist()
@@ -87,7 +87,7 @@ def test_killed_then_resumed_equals_uninterrupted(whole, tmp_path, name, at, kep
 def test_killed_while_the_checkpoint_is_written(whole, tmp_path):
     out = tmp_path/"run"
     code = KILLED.replace("plain, seen = getattr(training, name), []", "plain, seen = os.replace, []").replace("setattr(training, name, deadly)", "os.replace = deadly")
-    done = subprocess.run([sys.executable, "-c", code, str(out), "-", "4", repr(dict(CONFIG.__dict__))], capture_output=True, text=True)    # config, checkpoint, log, checkpoint
+    done = subprocess.run([sys.executable, "-c", code, str(out), "-", "5", repr(dict(CONFIG.__dict__))], capture_output=True, text=True)    # config, videos, checkpoint, log, checkpoint
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(out.glob(".checkpoint.pt.*.tmp"))) == 1 and len(open_run(out, "cpu").log) == 1
     assert same(fit(_toy_pairs(), out, CONFIG, progress=False, resume=True), whole) and files(out) == ALL    # the unfinished copy is gone too
@@ -125,7 +125,7 @@ def test_full_disk_at_the_start(whole, tmp_path, limit, named):
     try:
         with pytest.raises(OSError, match="no room left to write") as e: fit(_toy_pairs(), out, CONFIG, progress=False)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert named in str(e.value) and one_line(e) and files(out) in ([], ["config.json"])
+    assert named in str(e.value) and one_line(e) and files(out) in ([], ["config.json"], ["config.json", "train_videos.json"])
     assert same(fit(_toy_pairs(), out, CONFIG, progress=False), whole)
 
 
@@ -137,7 +137,7 @@ def test_disk_fills_up_later(whole, tmp_path):
     try:
         with pytest.raises(OSError, match="no room left to write .*checkpoint.pt"): fit(_toy_pairs(), out, CONFIG, progress=False, callback=fill)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert files(out) == ["checkpoint.pt", "config.json", "log.csv"] and len(open_run(out, "cpu").log) == 2
+    assert files(out) == ["checkpoint.pt", "config.json", "log.csv", "train_videos.json"] and len(open_run(out, "cpu").log) == 2
     assert same(fit(_toy_pairs(), out, CONFIG, progress=False, resume=True), whole)
 
 

@@ -182,7 +182,7 @@ def test_run_directory_holds_what_it_should():
     with tempfile.TemporaryDirectory() as d:
         toy, c = _toy_pairs(), TrainConfig(epochs=2, batch_size=32, hidden=24, dim=8, device="cpu")
         run = fit(toy, f"{d}/run", c, progress=False, card={"pairs": {"strategy": "offset"}, "data": {"text_model": "minilm"}, "note": "mine"})
-        assert sorted(p.name for p in run.path.iterdir()) == ["checkpoint.pt", "config.json", "curve.png", "log.csv", "metrics.json"]
+        assert sorted(p.name for p in run.path.iterdir()) == ["checkpoint.pt", "config.json", "curve.png", "log.csv", "metrics.json", "train_videos.json"] and run.train_videos == sorted(set(toy.select("train").frame.uid))
         assert run.card["data"]["fingerprint"] == toy.fingerprint() and run.card["data"]["n_train"] == 180 and run.card["data"]["n_val"] == 60 and run.card["data"]["text_model"] == "minilm"
         assert run.card["pairs"] == {"strategy": "offset"} and run.card["note"] == "mine" and run.card["seed"] == 0 and run.card["sampler"] == "shuffled_batches"
         assert TrainConfig(**run.card["train"]) == c == run.config and run.card["model"] == run.model.config and {"torch", "clep_tutorial"} <= set(run.card["versions"]) and run.card["hardware"]["device"] == "cpu"
@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number_stops_the_run():
     with tempfile.TemporaryDirectory() as d:
         toy, c = _toy_pairs(), TrainConfig(epochs=3, batch_size=32, hidden=24, dim=8, device="cpu")
         with pytest.raises(DataError, match="loss is nan in epoch 1 of 3 at lr=1e.30 .nothing was kept.*smaller lr") as e: fit(toy, f"{d}/a", replace(c, lr=1e30, clip_norm=0.), progress=False)
-        assert [p.name for p in Path(f"{d}/a").iterdir()] == ["config.json"] and "\n" not in str(e.value)
+        assert sorted(p.name for p in Path(f"{d}/a").iterdir()) == ["config.json", "train_videos.json"] and "\n" not in str(e.value)
         fit(toy, f"{d}/a", c, progress=False)                                                # nothing to lose: the folder may be used again
         def poison(pairs, batch_size, generator, model):
             if (Path(d)/"b"/"checkpoint.pt").exists(): pairs.video[:] = float("nan")
