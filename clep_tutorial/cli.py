@@ -503,6 +503,7 @@ def evaluate(
     if as_json: print(json.dumps(reports, indent=1))
     else: print("\n\n".join([*(report_table(r["directions"]).to_string() for r in first), *([evaluation_table(rest).to_string(), "\n".join(count_lines(rest))] if rest else [])]))
     write_json(run/"metrics.json", {**before, **found})
+    if set(wanted) - {r["benchmark"] for r in reports}: raise typer.Exit(1)              # said above, as a warning
 
 # %% ../nbs/howto/22_cli.ipynb #3ae5d855
 def run_pairs(
@@ -533,10 +534,12 @@ def extract(
 ):
     "Features of your own videos, in the layout of Ego4D's."
     from clep_tutorial.extract import extract_features
-    found = extract_features(videos, out, backbone, fps=fps, stereo=stereo, batch_size=batch_size, dtype=dtype.value, half=half, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")              # each video is named below
+        found = extract_features(videos, out, backbone, fps=fps, stereo=stereo, batch_size=batch_size, dtype=dtype.value, half=half, device=device)
     for path, why in found["errors"].items(): say(f"left out {path}: {why}")
     print(f"{out}: {found['made']:,} made, {found['kept']:,} there already, {found['failed']:,} left out; {found['rows']:,} rows; {found['seconds']['total']:.1f} s, of which the backbone {found['seconds']['backbone']:.1f} s")
-    if found["failed"]: raise typer.Exit(1)
+    if found["failed"]: raise DataError(f"{found['failed']:,} of {found['made'] + found['kept'] + found['failed']:,} videos were left out, see above: mend or remove them, then run the same command again")
 
 # %% ../nbs/howto/22_cli.ipynb #f86049b0
 @app.command()

@@ -11,9 +11,11 @@ import time
 
 import pytest
 import torch
+import transformers
 
 from clep_tutorial import cli, embeddings, features, miniature, narrations, pairs, training, windows
 from clep_tutorial.cli import INTERRUPTED, app, main
+from clep_tutorial.extract import _write_video
 from clep_tutorial.miniature import write_miniature
 
 torch.set_num_threads(1)                            # the models here are tiny
@@ -187,6 +189,15 @@ def test_extract_needs_weights_and_videos(clep, here, monkeypatch):
     assert "no video nothing.mp4" in one_error(clep("extract", "nothing.mp4", "--out", "x"))
     (here/"videos").mkdir()
     assert "videos" in one_error(clep("extract", "videos", "--out", "x")) and not (here/"x").exists()
+    tiny = dict(image_size=32, num_frames=8, tubelet_size=2, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    transformers.VideoMAEModel(transformers.VideoMAEConfig(**tiny)).save_pretrained(here/"tiny")
+    _write_video(here/"videos"/"good.mp4", 40)
+    (here/"videos"/"bad.mp4").write_bytes(b"no video")
+    code, out, err = clep("extract", "videos", "--out", "x", "--backbone", f"hf:{here/'tiny'}", "--device", "cpu")
+    lines = [line for line in err.replace("\r", "\n").splitlines() if "left out" in line]
+    assert code == 1 and "1 made" in out and (here/"x"/"good.pt").is_file() and not (here/"x"/"bad.pt").exists() and len(lines) == 2 and "bad.mp4" in lines[0] and lines[1].startswith("error: 1 of 2 videos")
+    (here/"videos"/"bad.mp4").unlink()
+    assert clep("extract", "videos", "--out", "x", "--backbone", f"hf:{here/'tiny'}", "--device", "cpu")[:1] == (0,)
 
 
 def test_changed_files_are_noticed(clep, here):

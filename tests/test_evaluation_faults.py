@@ -281,7 +281,8 @@ def test_feature_files_of_strangers(clep, here, name):
 def test_names_of_exams(clep):
     for on in ("", " , ", "all,epic", "ALL", "foo"): assert f"--on {on!r}" in one_error(evaluate(clep, on), 2)
     assert [r["benchmark"] for r in json.loads(evaluate(clep, "epic, epic,epic", "--json")[1])] == ["epic"]
-    assert "which egomcq.json" in one_error(clep("evaluate", "run", "--work", "work", "--on", "all"))
+    code, out, err = clep("evaluate", "run", "--work", "work", "--on", "all")
+    assert code == 1 and "nDCG" in out and "warning: egomcq is left out: which egomcq.json" in err
     for name in FOLDERS: assert "which data?" in one_error(clep("prepare", name, "--work", "work"), 2)
 
 
@@ -443,3 +444,11 @@ def test_a_column_twice(clep, here):
     for name in ("kinetics", "charades"):
         edit(LISTS[name], lambda text: text.replace("\n", ", id\n" if name == "charades" else ", label\n", 1).replace("\n", ",x\n").replace(", id,x\n", ", id\n").replace(", label,x\n", ", label\n"))
         assert "two columns" in one_error(prepare(clep, name))
+
+
+def test_one_exam_that_cannot_be_held_does_not_cost_the_others(clep, here):
+    shutil.rmtree(here/"work"/"kinetics")
+    code, out, err = evaluate(clep, "kinetics,epic", "--json")
+    assert code == 1 and [r["benchmark"] for r in json.loads(out)] == ["epic"] and "warning: kinetics is left out" in err and "clep prepare kinetics" in err
+    shutil.rmtree(here/"work"/"epic")
+    assert "clep prepare kinetics" in one_error(evaluate(clep, "kinetics,epic"))
