@@ -379,7 +379,9 @@ def _some(names, n=3)->str:
 def _complain(folder, bad, total):
     "One `DataError` about all files that cannot be used"
     files = [f"{folder/u}.pt {reason}" for u, (_, reason) in sorted(bad.items())]
-    raise DataError(f"{len(bad)} of {total} feature files cannot be used: {_some(files)}. Fetch them again (ego4d --datasets {folder.resolve().name} --video_uids …), "
+    ego4d = folder.resolve().parent.name not in ("kinetics400", "charades_ego", "epic")
+    again = f"Fetch them again (ego4d --datasets {folder.resolve().name} --video_uids …)" if ego4d else "Extract them again (clep extract)"
+    raise DataError(f"{len(bad)} of {total} feature files cannot be used: {_some(files)}. {again}, "
                     "then run the same command again; or leave them out with skip_bad=True (--skip-bad)")
 
 def _asked(uids)->list:
