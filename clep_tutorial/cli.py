@@ -545,7 +545,7 @@ def extract(
 @app.command()
 def search(
     run:Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-    texts:Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to look for, in plain words.")],
+    texts:Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to look for, in plain words; each sentence in quotes.")],
     top:_option(int, "--top", "Hits per sentence.", min=1)=5,
     work:_option(Path|None, "--work", "Prepared files, if not those of the training.", envvar="CLEP_WORK")=None,
     device:_Device="auto",

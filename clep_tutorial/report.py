@@ -149,7 +149,7 @@ def _exams(reports):
     line = lambda r, k, x: tag("tr", tag("th", f"{EXAMS[r['benchmark']]}, {k}", tag("small", r["variant"])), tag("td", f"{100*x['value']:.1f}"), tag("td", f"{100*x['interval'][0]:.1f} to {100*x['interval'][1]:.1f}"),
                                 tag("td", f"{100*x['chance']:.1f}"), tag("td", "" if x.get("oracle") is None else f"{100*x['oracle']:.1f}"), tag("td", x.get("published", ""), class_="small"))
     rows = [line(r, k, x) for r in reports for k, x in r["numbers"].items()]
-    note = "The same model on simulated files of five benchmarks, in their real formats, never trained on. Percent. What papers report was measured on the real data: a signpost, no opponent."
+    note = "The same model on simulated files of four benchmarks, in their real formats, never trained on. Percent. What papers report was measured on the real data: a signpost, no opponent."
     return [tag("h2", "Other exams", class_="again"), tag("div", tag("table", tag("thead", head), tag("tbody", rows), class_="exams"), class_="card wide"), tag("p", note, class_="small")]
 
 # %% ../nbs/howto/21b_report.ipynb #31b50caa
