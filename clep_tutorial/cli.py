@@ -488,18 +488,19 @@ def evaluate(
     cache:_option(bool, "--cache/--no-cache", "Keep the pair table in WORK.")=True,
 ):
     "Measure a run: numbers with interval and chance, beside what papers report."
-    from clep_tutorial.evaluation import count_lines, evaluate_run, evaluation_pictures, evaluation_table
+    from clep_tutorial.evaluation import Remembering, count_lines, evaluate_run, evaluation_pictures, evaluation_table
     from clep_tutorial.retrieval import report_table
     from clep_tutorial.training import open_run
     wanted, opened = benchmarks_of(on), open_run(run, device)
     data = next((p for p in (data, data/"v2", data/"v1") if (p/"egomcq.json").is_file()), data) if data else None
     pairs = run_pairs(opened, work, cache) if "retrieval" in wanted else None
-    reports = evaluate_run(opened, wanted, work=work, data=data, pairs=pairs)
+    words = Remembering(opened.card["data"].get("text_model"))                       # loaded by the first exam that needs it
+    reports = evaluate_run(opened, wanted, work=work, data=data, pairs=pairs, sentence_model=words)
     first, rest = [r for r in reports if r["benchmark"] == "retrieval"], [r for r in reports if r["benchmark"] != "retrieval"]
     before = opened.metrics or {}
     kept = {(r["benchmark"], r["variant"]): r for r in [*before.get("benchmarks", []), *rest]}                 # an exam of before stays until it is sat again
     found = {**{r["benchmark"]: r["directions"] for r in first}, **({"benchmarks": [*kept.values()]} if kept else {})}
-    evaluation_pictures(opened, reports, run, work=work)
+    evaluation_pictures(opened, reports, run, work=work, sentence_model=words)
     if as_json: print(json.dumps(reports, indent=1))
     else: print("\n\n".join([*(report_table(r["directions"]).to_string() for r in first), *([evaluation_table(rest).to_string(), "\n".join(count_lines(rest))] if rest else [])]))
     write_json(run/"metrics.json", {**before, **found})

@@ -153,23 +153,26 @@ def _possible(work, ways)->list:
 
 # %% ../nbs/lessons/10d_evaluation.ipynb #daee23ea
 class Remembering:
-    "A sentence model that encodes each text once"
+    "A sentence model that is loaded when it is first needed, and encodes each text once"
     def __init__(self,
-        model, # Anything with `encode`
+        model, # Anything with `encode`, or a name for `load_sentence_model`
     ):
-        self.model, self.known, self.clep_name = model, {}, getattr(model, "clep_name", type(model).__name__)
+        self.model, self.known = model, {}
+
+    @property
+    def clep_name(self)->str: return str(self.model) if isinstance(self.model, (str, Path)) else getattr(self.model, "clep_name", type(self.model).__name__)
 
     def encode(self, texts, **how):
+        if not self.model: raise DataError("nobody says which sentence model encoded the narrations: give sentence_model=…, a name or a loaded model")
+        if isinstance(self.model, (str, Path)): self.model = load_sentence_model(self.model)
         new = [t for t in dict.fromkeys(texts) if t not in self.known]
         if new: self.known.update(zip(new, self.model.encode(new, **how)))
         return np.stack([self.known[t] for t in texts])
 
 def _remembering(run, sentence_model)->Remembering:
-    "The sentence model of a run, loaded once"
-    name = sentence_model or (run.card.get("data") or {}).get("text_model")
-    if not name: raise DataError("nobody says which sentence model encoded the narrations: give sentence_model=…, a name or a loaded model")
-    if isinstance(name, Remembering): return name
-    return Remembering(load_sentence_model(name) if isinstance(name, (str, Path)) else name)
+    "The sentence model of a run"
+    if isinstance(sentence_model, Remembering): return sentence_model
+    return Remembering(sentence_model or (run.card.get("data") or {}).get("text_model"))
 
 # %% ../nbs/lessons/10d_evaluation.ipynb #851b6fbd
 def evaluation_table(
@@ -230,7 +233,7 @@ class EpochScores:
         on=("egomcq", "charades"), # Which of `BENCHMARKS`, without "retrieval": `fit` measures that itself
     ):
         self.work, self.data, self.on, self.rows = Path(work), data, on, []
-        self.words = Remembering(load_sentence_model(sentence_model) if isinstance(sentence_model, (str, Path)) else sentence_model)
+        self.words = _remembering(None, sentence_model)
 
     def __call__(self, log, model):
         seen = {"epoch": log[-1]["epoch"], **{k: x for k, x in log[-1].items() if k.endswith("R@5")}}

@@ -452,3 +452,10 @@ def test_one_exam_that_cannot_be_held_does_not_cost_the_others(clep, here):
     assert code == 1 and [r["benchmark"] for r in json.loads(out)] == ["epic"] and "warning: kinetics is left out" in err and "clep prepare kinetics" in err
     shutil.rmtree(here/"work"/"epic")
     assert "clep prepare kinetics" in one_error(evaluate(clep, "kinetics,epic"))
+
+
+def test_retrieval_needs_no_sentence_model(clep, here):
+    card = json.loads((here/"run"/"config.json").read_text())
+    card["data"]["text_model"] = "a model that nobody has"
+    (here/"run"/"config.json").write_text(json.dumps(card))
+    assert evaluate(clep, "retrieval")[0] == 0
